@@ -1,0 +1,7 @@
+"""pyunion: a union filesystem in user space.
+
+A stack of read-only lower directories and one writable upper directory are
+shown as one POSIX filesystem. ``ops`` is the table of contents.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,115 @@
+"""Extended attributes: ours are hidden and escaped, the user's pass through."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from unionfs import formats
+from unionfs.copyup import copy_up
+from unionfs.inode import Inode
+from unionfs.union import Union
+
+
+def _path(union: Union, inode: Inode) -> tuple[bytes, bool]:
+    """A path to the file on disk and whether to follow it (only our own /proc links)."""
+    if inode.dirs is not None and (inode.parent is not None or inode is union.root):
+        return inode.dirs[0].proc_path(b""), False
+    if inode.parent is not None:
+        directory = union.updir(inode.parent) if inode.upper else inode.low
+        assert directory is not None
+        return directory.proc_path(inode.name), False
+    if inode.fd >= 0:
+        return b"/proc/self/fd/%d" % inode.fd, True
+    if inode.orphan is not None and union.upper is not None:
+        return b"/proc/self/fd/%d/%s" % (union.upper.orphan_fd, inode.orphan), False
+    if inode.low is not None:
+        return inode.low.proc_path(inode.name), False
+    raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+
+
+def _hidden(union: Union, inode: Inode, name: bytes) -> bool:
+    """Whether the attribute holds owners and modes for this file's layer."""
+    if inode.dirs is not None:
+        layer = inode.dirs[0].layer
+    elif inode.upper or inode.low is None:
+        if union.layers[0] is None:
+            return False
+        layer = union.layers[0]
+    else:
+        layer = inode.low.layer
+    return layer.override is not None and name == layer.override
+
+
+def _check(union: Union) -> None:
+    if union.options.noxattrs:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def _masked(inode: Inode) -> bool:
+    return inode.dirs is not None and inode.dirs[0].masked
+
+
+def getxattr(union: Union, inode: Inode, name: bytes) -> bytes:
+    """getxattr(2).
+
+    Raises:
+        OSError: ENODATA.
+    """
+    _check(union)
+    if _hidden(union, inode, name) or _masked(inode):
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    path, follow = _path(union, inode)
+    return os.getxattr(path, formats.escape(name), follow_symlinks=follow)
+
+
+def listxattr(union: Union, inode: Inode) -> list[bytes]:
+    """listxattr(2): the names that users may see."""
+    _check(union)
+    if _masked(inode):
+        return []
+    path, follow = _path(union, inode)
+    names = []
+    for text in os.listxattr(path, follow_symlinks=follow):
+        name = os.fsencode(text)
+        shown = formats.unescape(name)
+        if shown is not None and not _hidden(union, inode, name):
+            names.append(shown)
+    return names
+
+
+def setxattr(
+    union: Union, inode: Inode, name: bytes, value: bytes, flags: int, *, kill_sgid: bool = False
+) -> None:
+    """setxattr(2), with copy-up. ``kill_sgid``: an ACL change that must clear S_ISGID."""
+    _check(union)
+    if _hidden(union, inode, name):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    if inode.kind not in (stat.S_IFREG, stat.S_IFDIR) and name.startswith(b"user."):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    copy_up(union, inode)
+    path, follow = _path(union, inode)
+    os.setxattr(path, formats.escape(name), value, flags, follow_symlinks=follow)
+    _note_acl(inode, name)
+    if kill_sgid:
+        mode = union.stat(inode).st_mode
+        if mode & stat.S_ISGID:
+            from unionfs.data import setattr_
+            from unionfs.types import SetAttr
+
+            setattr_(union, inode, SetAttr(mode=stat.S_IMODE(mode) & ~stat.S_ISGID))
+
+
+def removexattr(union: Union, inode: Inode, name: bytes) -> None:
+    """removexattr(2); a missing attribute causes no copy-up."""
+    getxattr(union, inode, name)
+    copy_up(union, inode)
+    path, follow = _path(union, inode)
+    os.removexattr(path, formats.escape(name), follow_symlinks=follow)
+    _note_acl(inode, name)
+
+
+def _note_acl(inode: Inode, name: bytes) -> None:
+    if name == formats.ACL_DEFAULT and inode.dirs is not None:
+        inode.dirs[0].default_acl = None

@@ -1,0 +1,422 @@
+"""Copy-up: a lower file or directory gets its equal in the upper, before its first change.
+
+Staged out of sight (data, owner, mode, xattrs, times, origin), then published
+by one link or rename; a crash leaves it wholly done or not begun. Copying data
+gives up the monitor; the inode is ``busy`` meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from unionfs import formats, hardlinks, steps
+from unionfs.inode import Inode
+from unionfs.layer import LayerDir
+from unionfs.sys import calls
+from unionfs.union import Union
+from unionfs.upper import Upper
+
+#: Up to this size data is copied without letting others run: a switch of threads costs more.
+_INLINE_BYTES = 256 << 10
+_CHUNK = 16 << 20
+_CANNOT_COPY = frozenset(
+    {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
+)
+
+
+@contextlib.contextmanager
+def kept_times(directory: LayerDir) -> Iterator[None]:
+    """Copying up a child is no change of its directory: put the directory's times back."""
+    st = directory.stat_self()
+    try:
+        yield
+    finally:
+        calls.utimensat(directory.dirfd(), b".", *steps.times_of(st))
+
+
+def ensure_dir(union: Union, inode: Inode) -> LayerDir:
+    """The upper directory of ``inode``, made (with its parents) if it is not there yet.
+
+    Raises:
+        OSError: EROFS; ENOENT if the directory was removed; whatever the upper says.
+    """
+    upper = union.need_upper()
+    if inode.upper:
+        if inode.parent is None and inode is not union.root:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return union.updir(inode)
+    chain = []
+    current = inode
+    while not current.upper:
+        chain.append(current)
+        if current.parent is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        current = current.parent
+    for current in reversed(chain):
+        _copy_up_dir(union, upper, current)
+    return union.updir(inode)
+
+
+def _copy_up_dir(union: Union, upper: Upper, inode: Inode) -> None:
+    parent = inode.parent
+    assert parent is not None and inode.dirs is not None
+    above = union.updir(parent)
+    source = inode.dirs[0]
+    st = source.stat_self()
+    temp = upper.temp_name()
+    path = upper.stage_path(temp)
+    upper.run(steps.Mkdir(upper.stage_fd, temp, 0o700))
+    try:
+        if not source.masked:
+            copy_xattrs(source, b"", path)
+        set_owner(union, upper.stage_fd, temp, st)
+        upper.set_origin(path, origin_for(union, inode, st), upper.stage_fd, temp)
+        upper.run(steps.Utimens(upper.stage_fd, temp, *steps.times_of(st)))
+        with kept_times(above):
+            # impure before rename: a flag too much costs a look, one too few an inode number.
+            upper.mark_impure(above)
+            upper.run(
+                steps.Rename(
+                    upper.stage_fd, temp, above.dirfd(), inode.name, calls.RENAME_NOREPLACE
+                )
+            )
+    except OSError:
+        upper.discard(temp)
+        raise
+    made = LayerDir(above.layer, above, inode.name)
+    made.whs = frozenset()
+    inode.dirs = [made, *inode.dirs]
+    inode.upper = True
+    inode.real = made.stat_self().st_ino
+    union.note_name(parent, inode.name, stat.S_IFDIR)
+
+
+def origin_for(union: Union, inode: Inode, st: os.stat_result) -> bytes:
+    """The identity of a lower inode, as ``Upper.set_origin`` keeps it."""
+    assert inode.dirs is not None or inode.low is not None
+    holder = inode.dirs[0] if inode.dirs is not None else inode.low
+    assert holder is not None
+    return union.identity_of(holder.layer, st)
+
+
+def copy_up(union: Union, inode: Inode, *, size: int | None = None) -> None:
+    """Make sure that ``inode`` is in the upper; ``size`` bytes of its data are enough.
+
+    Raises:
+        OSError: EROFS, ENOSPC, EDQUOT, EIO … from below; the union is then as before.
+    """
+    if inode.is_dir:
+        ensure_dir(union, inode)
+        return
+    while inode.busy:
+        union.monitor.wait_idle()
+    if inode.upper and inode.data is None:
+        return
+    upper = union.need_upper()
+    inode.busy = True
+    try:
+        if inode.upper:
+            _materialise(union, upper, inode)
+        elif inode.kind == stat.S_IFREG:
+            _copy_up_regular(union, upper, inode, size)
+        else:
+            _copy_up_special(union, upper, inode)
+    finally:
+        inode.busy = False
+        union.monitor.notify_idle()
+        union.forget(inode.ino, 0)
+
+
+def _copy_up_regular(union: Union, upper: Upper, inode: Inode, size: int | None) -> None:
+    st = union.stat(inode)
+    names = _names(union, inode, st)
+    for parent, _ in names:
+        ensure_dir(union, parent)
+    temp, fd = _stage_regular(union, upper, inode, st, size)
+    try:
+        while inode.users:
+            union.monitor.wait_idle()
+        if names:
+            _publish(union, upper, inode, names, temp, fd)
+        elif temp is not None:
+            upper.discard(temp)
+        _settle(union, inode, fd, st)
+    except BaseException:
+        os.close(fd)
+        if temp is not None:
+            upper.discard(temp)
+        raise
+    if not names:
+        union.fds.pin(inode)
+
+
+def _names(union: Union, inode: Inode, st: os.stat_result) -> list[tuple[Inode, bytes]]:
+    """Every visible name of a lower file; none if it is unlinked and open."""
+    if inode.parent is None:
+        return []
+    if st.st_nlink > 1:
+        return hardlinks.visible_names(union, inode, st)
+    return inode.links()
+
+
+def _settle(union: Union, inode: Inode, fd: int, st: os.stat_result) -> None:
+    """The inode lives in the upper now, with ``fd`` as its data."""
+    union.fds.keep_data(inode, fd, writable=True)
+    inode.upper = True
+    inode.low = None
+    inode.data = None
+    inode.real = os.fstat(fd).st_ino
+    if not union.can_override and st.st_mode & 0o600 != 0o600:
+        union.fds.pin(inode)
+
+
+def _stage_regular(
+    union: Union, upper: Upper, inode: Inode, st: os.stat_result, size: int | None
+) -> tuple[bytes | None, int]:
+    """A complete copy, out of sight: (name in stage/ or None for an O_TMPFILE, descriptor)."""
+    source = union.open_lower_data(inode)
+    temp: bytes | None = None
+    try:
+        if upper.tmpfile:
+            fd = os.open(
+                b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=upper.stage_fd
+            )
+        else:
+            temp = upper.temp_name()
+            fd = os.open(
+                temp,
+                os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o600,
+                dir_fd=upper.stage_fd,
+            )
+        try:
+            length = st.st_size if size is None else min(size, st.st_size)
+            if length > _INLINE_BYTES:
+                with union.monitor.released():
+                    copy_data(source, fd, length)
+            else:
+                copy_data(source, fd, length)
+            after = os.fstat(source)
+            if (after.st_size, after.st_mtime_ns) != (st.st_size, st.st_mtime_ns) and length:
+                raise OSError(errno.EIO, "the lower file changed while it was copied")
+            low = inode.low
+            path = b"/proc/self/fd/%d" % fd
+            if low is not None:
+                copy_xattrs(low, inode.name, path, follow=True)
+                set_owner_fd(union, fd, st)
+                upper.set_origin_fd(fd, origin_for(union, inode, st))
+            os.utime(fd, ns=(st.st_atime_ns, st.st_mtime_ns))
+            if length:
+                calls.start_writeback(fd)
+        except BaseException:
+            os.close(fd)
+            if temp is not None:
+                upper.discard(temp)
+            raise
+    finally:
+        os.close(source)
+    return temp, fd
+
+
+def copy_data(source: int, target: int, length: int) -> None:
+    """Copy ``length`` bytes from the start: shared blocks where possible, holes kept."""
+    if length == 0:
+        return
+    if length >= os.fstat(source).st_size and calls.ficlone(target, source):
+        return
+    os.ftruncate(target, length)
+    offset = 0
+    while offset < length:
+        try:
+            offset = os.lseek(source, offset, os.SEEK_DATA)
+            end = min(length, os.lseek(source, offset, os.SEEK_HOLE))
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            if error.errno != errno.EINVAL:
+                raise
+            end = length
+        if offset >= length:
+            return
+        while offset < end:
+            offset += _copy_some(source, target, offset, min(end - offset, _CHUNK))
+
+
+def _copy_some(source: int, target: int, offset: int, count: int) -> int:
+    try:
+        done = os.copy_file_range(source, target, count, offset, offset)
+        if done:
+            return done
+    except OSError as error:
+        if error.errno not in _CANNOT_COPY:
+            raise
+    data = os.pread(source, min(count, 1 << 20), offset)
+    if not data:
+        raise OSError(errno.EIO, "the lower file became shorter while it was copied")
+    return os.pwrite(target, data, offset)
+
+
+def _copy_up_special(union: Union, upper: Upper, inode: Inode) -> None:
+    """Symlinks, fifos, sockets, devices."""
+    low = inode.low
+    assert low is not None
+    st = union.stat(inode)
+    names = _names(union, inode, st)
+    for parent, _ in names:
+        ensure_dir(union, parent)
+    temp = upper.temp_name()
+    if inode.kind == stat.S_IFLNK:
+        target = os.readlink(inode.name, dir_fd=low.dirfd())
+        upper.run(steps.Symlink(target, upper.stage_fd, temp))
+    else:
+        upper.run(steps.Mknod(upper.stage_fd, temp, inode.kind | 0o600, st.st_rdev))
+    try:
+        path = upper.stage_path(temp)
+        copy_xattrs(low, inode.name, path)
+        set_owner(union, upper.stage_fd, temp, st)
+        upper.set_origin(path, origin_for(union, inode, st), upper.stage_fd, temp)
+        upper.run(steps.Utimens(upper.stage_fd, temp, *steps.times_of(st)))
+        real = os.stat(temp, dir_fd=upper.stage_fd, follow_symlinks=False).st_ino
+        if names:
+            _publish(union, upper, inode, names, temp, -1)
+        else:
+            upper.run(steps.Rename(upper.stage_fd, temp, upper.orphan_fd, temp))
+            inode.orphan = temp
+    except BaseException:
+        upper.discard(temp)
+        raise
+    inode.upper = True
+    inode.low = None
+    inode.real = real
+
+
+def _publish(
+    union: Union,
+    upper: Upper,
+    inode: Inode,
+    names: list[tuple[Inode, bytes]],
+    temp: bytes | None,
+    fd: int,
+) -> None:
+    """Give the staged file all its names."""
+    with contextlib.ExitStack() as stack:
+        for parent in dict.fromkeys(parent for parent, _ in names):
+            directory = union.updir(parent)
+            stack.enter_context(kept_times(directory))
+            upper.mark_impure(directory)
+        if len(names) == 1:
+            parent, name = names[0]
+            directory = union.updir(parent)
+            if temp is None:
+                upper.run(steps.LinkFd(fd, directory.dirfd(), name))
+            else:
+                upper.run(
+                    steps.Rename(
+                        upper.stage_fd, temp, directory.dirfd(), name, calls.RENAME_NOREPLACE
+                    )
+                )
+        else:
+            if temp is None:
+                temp = upper.temp_name()
+                upper.run(steps.LinkFd(fd, upper.stage_fd, temp))
+            hardlinks.publish(upper, temp, [(union.updir(parent), name) for parent, name in names])
+    for parent, name in names:
+        union.note_name(parent, name, inode.kind)
+    hardlinks.release_names(union, names)
+
+
+def _materialise(union: Union, upper: Upper, inode: Inode) -> None:
+    """Give a metacopy file of the upper its own data."""
+    st = union.stat(inode)
+    parent = inode.parent
+    if parent is None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    directory = union.updir(parent)
+    source = union.open_lower_data(inode)
+    try:
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(inode.name, flags, dir_fd=directory.dirfd())
+    except BaseException:
+        os.close(source)
+        raise
+    try:
+        # Until the xattr goes, readers use the lower data: a crash repeats the copy.
+        with union.monitor.released():
+            copy_data(source, fd, st.st_size)
+            os.fdatasync(fd)
+        path = b"/proc/self/fd/%d" % fd
+        os.utime(fd, ns=(st.st_atime_ns, st.st_mtime_ns))
+        for name in (*formats.METACOPY_NAMES, *formats.REDIRECT_NAMES):
+            with contextlib.suppress(OSError):
+                upper.run(steps.RemoveXattr(path, name))
+        while inode.users:
+            union.monitor.wait_idle()
+        union.fds.keep_data(inode, fd, writable=True)
+        inode.data = None
+    except BaseException:
+        os.close(fd)
+        raise
+    finally:
+        os.close(source)
+
+
+def set_owner(union: Union, dir_fd: int, name: bytes, st: os.stat_result) -> None:
+    """Owner and mode of a staged file; chown first, because it clears suid and sgid."""
+    upper = union.need_upper()
+    if upper.layer.override is not None and stat.S_IFMT(st.st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+        path = upper.stage_path(name)
+        upper.run(steps.SetXattr(path, upper.layer.override, override_value(st)))
+        return
+    if (st.st_uid, st.st_gid) != (os.geteuid(), os.getegid()):
+        upper.run(steps.Chown(dir_fd, name, st.st_uid, st.st_gid))
+    if not stat.S_ISLNK(st.st_mode):
+        upper.run(steps.Chmod(dir_fd, name, st.st_mode))
+
+
+def set_owner_fd(union: Union, fd: int, st: os.stat_result) -> None:
+    """As ``set_owner``, for an open file."""
+    upper = union.need_upper()
+    if upper.layer.override is not None:
+        os.setxattr(fd, upper.layer.override, override_value(st))
+        return
+    if (st.st_uid, st.st_gid) != (os.geteuid(), os.getegid()):
+        os.fchown(fd, st.st_uid, st.st_gid)
+    os.fchmod(fd, stat.S_IMODE(st.st_mode))
+
+
+def override_value(st: os.stat_result) -> bytes:
+    """``uid:gid:mode`` for ``user.containers.override_stat``."""
+    return b"%d:%d:%04o" % (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode))
+
+
+def copy_xattrs(source: LayerDir, name: bytes, target: bytes, *, follow: bool = False) -> None:
+    """Copy the attributes that belong to the user (ACLs and escaped ones included).
+
+    Labels of a security module are left to the module; a capability or an ACL
+    that cannot be kept is an error, never a silent change.
+    """
+    path = source.proc_path(name)
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.EPERM, errno.EACCES):
+            return
+        raise
+    for text in names:
+        attribute = os.fsencode(text)
+        if formats.unescape(attribute) is None or attribute == source.layer.override:
+            continue
+        try:
+            value = os.getxattr(path, attribute, follow_symlinks=False)
+            os.setxattr(target, attribute, value, follow_symlinks=follow)
+        except OSError as error:
+            lenient = attribute.startswith(b"security.") and attribute != formats.CAPABILITY
+            if error.errno == errno.ENODATA or (
+                lenient and error.errno in (errno.EPERM, errno.ENOTSUP, errno.EACCES)
+            ):
+                continue
+            raise

@@ -1,0 +1,304 @@
+"""The process behind a mount: open, mount, detach, serve until unmounted.
+
+Everything that can fail for a user's reason happens before the fork, with the
+error on the caller's terminal; the parent leaves when the kernel's first
+request has been answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+from typing import IO, TYPE_CHECKING, Protocol
+
+from unionfs import __version__, hardlinks, masks
+from unionfs.errors import UserError
+from unionfs.ops import Ops
+from unionfs.options import MountOptions
+from unionfs.sys import calls
+from unionfs.sys.mountinfo import MOUNTINFO
+from unionfs.union import Union
+
+if TYPE_CHECKING:
+    import threading
+
+VOLATILE_GUARD = b"work/incompat/volatile"
+
+
+class Engine(Protocol):
+    """What a daemon needs of an engine."""
+
+    name: str
+    features: list[str]
+    ready: threading.Event
+    done: threading.Event
+
+    def start(self) -> None:
+        """Serve in threads of its own."""
+
+    def counters(self) -> dict[str, int]:
+        """Requests by name."""
+
+
+def open_union(options: MountOptions) -> Union:
+    """The union of checked options, its work directory recovered and swept.
+
+    Raises:
+        UserError: locked, a dirty volatile work directory, a layer that cannot be opened.
+    """
+    try:
+        union = Union(options.union)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        if isinstance(where, bytes):
+            where = os.fsdecode(where)
+        raise UserError(f"{where}{error.strerror}") from None
+    try:
+        if union.upper is not None:
+            _check_volatile(union)
+            hardlinks.complete_journal(union.upper)
+            union.upper.sweep()
+            if options.union.xattr_permissions and union.upper.layer.override is None:
+                union.upper.enable_override()
+    except BaseException:
+        union.close()
+        raise
+    masks.update(union)
+    return union
+
+
+def _check_volatile(union: Union) -> None:
+    upper = union.upper
+    assert upper is not None
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(VOLATILE_GUARD, dir_fd=upper.work_fd)
+        raise UserError(
+            f"{os.fsdecode(upper.layer.path)} was mounted volatile and not unmounted cleanly:"
+            " its contents may be incomplete",
+            "start from a fresh upper; or, if the machine has not crashed since, remove "
+            f"{os.fsdecode(upper.work_path + b'/' + VOLATILE_GUARD)}",
+        )
+    if union.options.volatile:
+        for name in (b"work", b"work/incompat", VOLATILE_GUARD):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=upper.work_fd)
+
+
+def _clear_volatile(union: Union) -> None:
+    """A clean end of a volatile mount: write everything, then take the guard away."""
+    upper = union.upper
+    if upper is not None and union.options.volatile:
+        calls.syncfs(upper.upper_fd)
+        with contextlib.suppress(OSError):
+            os.rmdir(VOLATILE_GUARD, dir_fd=upper.work_fd)
+
+
+def resident_bytes() -> int:
+    """Resident set size of this process (proc_pid_statm(5))."""
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+class Daemon:
+    """One mounted union and the engine that serves it."""
+
+    def __init__(self, options: MountOptions, union: Union, fd: int, trace: IO[str] | None) -> None:
+        self.options = options
+        self.union = union
+        self.ops = Ops(union)
+        self.ops.stats = self.stats
+        self.started = time.time()
+        self.engine = make_engine(options, self.ops, fd, trace)
+        self.fd = fd
+
+    def stats(self) -> bytes:
+        """The state as JSON, for ``pyunion stat`` and SIGUSR1."""
+        union, engine = self.union, self.engine
+        options = self.options.union
+        state = {
+            "version": __version__,
+            "pid": os.getpid(),
+            "engine": engine.name,
+            "features": engine.features,
+            "mountpoint": self.options.mountpoint,
+            "lower": [os.fsdecode(path) for path in options.lowers],
+            "upper": os.fsdecode(options.upper) if options.upper else None,
+            "work": os.fsdecode(options.work) if options.work else None,
+            "read_only": options.read_only,
+            "volatile": options.volatile,
+            "redirect_dir": options.redirect_dir,
+            "uptime_seconds": round(time.time() - self.started, 1),
+            "requests": engine.counters(),
+            "inodes": len(union.table),
+            "listed_names": union.listed_names,
+            "open_directories": len(union.fds.dirs),
+            "open_files": len(union.fds.data),
+            "pinned_files": union.fds.pins,
+            "resident_bytes": resident_bytes(),
+            "errors": getattr(engine, "errors", 0),
+            "last_error": getattr(engine, "last_error", ""),
+        }
+        if union.upper is not None:
+            state["whiteouts"] = union.upper.whiteout_style
+            state["xattr_prefix"] = os.fsdecode(union.upper.prefix or b"")
+        return json.dumps(state).encode()
+
+    def serve(self, ready: int | None) -> int:
+        """Serve until unmounted; tells ``ready`` (a pipe) when the mount answers. The exit code."""
+        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write)
+        wanted: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, lambda signum, _frame: wanted.append(signum))
+        self.engine.on_done = lambda: os.write(wake_write, b"\0")  # type: ignore[attr-defined]
+        self.engine.start()
+        while not self.engine.ready.wait(0.05):
+            if self.engine.done.is_set():
+                return 1
+        if ready is not None:
+            os.write(ready, b"1")
+            os.close(ready)
+        with self.union.monitor:
+            masks.update(self.union)
+        self._poll(wake_read, wanted)
+        self._finish()
+        return 0
+
+    def _poll(self, wake_read: int, wanted: list[int]) -> None:
+        poll = select.poll()
+        poll.register(wake_read, select.POLLIN)
+        with open(MOUNTINFO, "rb") as mountinfo:
+            poll.register(mountinfo.fileno(), select.POLLPRI | select.POLLERR)
+            while not self.engine.done.is_set():
+                events = poll.poll()
+                if any(fd == mountinfo.fileno() for fd, _ in events):
+                    with self.union.monitor:
+                        masks.update(self.union)
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake_read, 4096)
+                while wanted:
+                    self._on_signal(wanted.pop(0))
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGUSR1:
+            from unionfs.engine.direct import report
+
+            with self.union.monitor:
+                text = self.stats().decode()
+            report(text)
+            return
+        from unionfs.engine.mounting import unmount
+
+        with contextlib.suppress(UserError):
+            unmount(self.options.mountpoint, lazy=True)
+
+    def _finish(self) -> None:
+        with self.union.monitor:
+            upper = self.union.upper
+            if upper is not None:
+                with contextlib.suppress(OSError):
+                    upper.sweep()
+                with contextlib.suppress(OSError):
+                    _clear_volatile(self.union)
+            self.union.close()
+        with contextlib.suppress(OSError):
+            os.close(self.fd)
+
+
+def make_engine(options: MountOptions, ops: Ops, fd: int, trace: IO[str] | None) -> Engine:
+    """The direct engine over an open descriptor."""
+    from unionfs.engine.direct import DirectEngine, EngineOptions
+
+    return DirectEngine(
+        ops,
+        fd,
+        EngineOptions(
+            writeback=options.union.writeback,
+            acl=options.acl,
+            timeout=options.union.timeout,
+            debug=options.debug,
+            trace=trace,
+        ),
+    )
+
+
+def mount(options: MountOptions) -> int:
+    """Mount and serve; in the background this returns in the caller, with the exit code.
+
+    Raises:
+        UserError: see docs; nothing is left mounted or written.
+    """
+    from unionfs.engine.mounting import MountRequest, open_mounted
+
+    os.umask(0)
+    trace: IO[str] | None = None
+    if options.trace is not None:
+        try:
+            trace = open(options.trace, "w", encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise UserError(f"trace file {options.trace}: {error.strerror}") from None
+    if options.engine == "pyfuse3":
+        from unionfs.engine.pyfuse3 import mount as mount_pyfuse3
+
+        return mount_pyfuse3(options, trace)
+    union = open_union(options)
+    root = calls.has_sys_admin()
+    initial = root and calls.in_initial_user_namespace()
+    request = MountRequest(
+        mountpoint=options.mountpoint,
+        source=options.fsname or "pyunion",
+        fstype=f"fuse.{options.subtype}",
+        read_only=options.union.read_only,
+        suid=options.suid if options.suid is not None else root,
+        dev=options.dev and initial,
+        noexec=options.noexec,
+        atime=options.atime,
+        allow_other=options.allow_other if options.allow_other is not None else root,
+        allow_root=options.allow_root,
+    )
+    try:
+        fd = open_mounted(request)
+    except BaseException:
+        union.close()
+        raise
+    if options.foreground or options.debug:
+        os.environ["PYUNION_FOREGROUND"] = "1"
+        return Daemon(options, union, fd, trace).serve(None)
+    return _in_background(options, union, fd, trace)
+
+
+def _in_background(options: MountOptions, union: Union, fd: int, trace: IO[str] | None) -> int:
+    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    sys.stdout.flush()
+    if os.fork():
+        os.close(ready_write)
+        answered = os.read(ready_read, 1) == b"1"
+        # The child holds the locks; leave without touching what it shares.
+        sys.stderr.flush()
+        if not answered:
+            sys.stderr.write("error: the union's daemon died while starting\n")
+        os._exit(0 if answered else 2)
+    code = 2
+    try:
+        os.setsid()
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        if null > 2:
+            os.close(null)
+        os.close(ready_read)
+        calls.set_process_name(b"pyunion")
+        code = Daemon(options, union, fd, trace).serve(ready_write)
+    except BaseException:
+        import traceback
+
+        from unionfs.engine.direct import report
+
+        report(traceback.format_exc())
+    os._exit(code)

@@ -1,0 +1,644 @@
+"""The direct engine: speaks /dev/fuse itself.
+
+It answers OPEN, OPENDIR, CREATE and FLUSH with ENOSYS once, after which the
+kernel sends none of them again; data and listings are addressed by inode. One
+thread at a time reads and answers requests; when an operation gives up the
+monitor (copying, fsync, cold reads), another takes over reading.
+See docs/concurrency.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Final
+
+from unionfs.engine import wire
+from unionfs.engine.wire import Op
+from unionfs.ops import Ops
+from unionfs.sys import calls
+from unionfs.types import Caller, SetAttr
+
+_MAX_WRITE: Final = 1 << 20
+_BUFFER: Final = _MAX_WRITE + 4096
+_MAX_THREADS: Final = 128
+_FOREVER: Final = (1 << 40, 0)
+_READ_OUT: Final = wire.OUT_HEADER.size
+
+_WANTED: Final = (
+    wire.ASYNC_READ
+    | wire.BIG_WRITES
+    | wire.DONT_MASK
+    | wire.DO_READDIRPLUS
+    | wire.READDIRPLUS_AUTO
+    | wire.ASYNC_DIO
+    | wire.NO_OPEN_SUPPORT
+    | wire.PARALLEL_DIROPS
+    | wire.MAX_PAGES
+    | wire.CACHE_SYMLINKS
+    | wire.NO_OPENDIR_SUPPORT
+    | wire.EXPLICIT_INVAL_DATA
+    | wire.HANDLE_KILLPRIV_V2
+    | wire.SETXATTR_EXT
+    | wire.INIT_EXT
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the engine is told at mount.
+
+    ``timeout`` is how long the kernel may trust names and attributes, in seconds (None: forever).
+    ``max_write`` is in bytes.
+    """
+
+    writeback: bool = False
+    acl: bool = True
+    timeout: float | None = None
+    max_write: int = _MAX_WRITE
+    debug: bool = False
+    trace: IO[str] | None = None
+
+
+class _Worker(threading.local):
+    """What a serving thread holds."""
+
+    reader = False
+
+
+Handler = Callable[[int, int, int, int, memoryview], bytes | None]
+
+
+class DirectEngine:
+    """Serves one mount from an open /dev/fuse descriptor.
+
+    Attributes:
+        counts: requests so far, by opcode.
+        ready: set when the kernel's INIT has been answered.
+    """
+
+    name = "direct"
+
+    def __init__(self, ops: Ops, fd: int, options: EngineOptions) -> None:
+        self.ops = ops
+        self.fd = fd
+        self.options = options
+        self.counts = [0] * 64
+        self.ready = threading.Event()
+        self.done = threading.Event()
+        self.features: list[str] = []
+        self.protocol = (0, 0)
+        self.max_write = options.max_write
+        self.errors = 0
+        self.last_error = ""
+        self.on_done: Callable[[], object] = lambda: None
+        self._stop = False
+        self._reading = threading.Lock()
+        self._worker = _Worker()
+        self._threads = 0
+        self._idle = 0
+        self._count_lock = threading.Lock()
+        valid = options.timeout
+        self._valid = _FOREVER if valid is None else (int(valid), int(valid % 1 * 1_000_000_000))
+        self._setxattr_ext = False
+        ops.monitor.on_release = self._step_aside
+        self._handlers = self._table()
+
+    # -- threads -------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to serve, in threads."""
+        self._spawn()
+
+    def _spawn(self) -> None:
+        self._threads += 1
+        threading.Thread(target=self._run, name="pyunion", daemon=True).start()
+
+    def _step_aside(self) -> None:
+        """This thread is about to wait: let another read requests."""
+        if not self._worker.reader:
+            return
+        self._worker.reader = False
+        with self._count_lock:
+            if not self._idle and self._threads < _MAX_THREADS and not self._stop:
+                self._spawn()
+        self._reading.release()
+
+    def _run(self) -> None:
+        buffer = bytearray(_BUFFER)
+        view = memoryview(buffer)
+        worker = self._worker
+        while not self._stop:
+            with self._count_lock:
+                if self._idle >= 2:
+                    self._threads -= 1
+                    return
+                self._idle += 1
+            self._reading.acquire()
+            with self._count_lock:
+                self._idle -= 1
+            worker.reader = True
+            try:
+                self._serve(buffer, view, worker)
+            finally:
+                if worker.reader:
+                    worker.reader = False
+                    self._reading.release()
+        with self._count_lock:
+            self._threads -= 1
+        self.done.set()
+        self.on_done()
+
+    def counters(self) -> dict[str, int]:
+        """Requests so far, by name."""
+        return {op.name: self.counts[op] for op in Op if self.counts[op]}
+
+    def _serve(self, buffer: bytearray, view: memoryview, worker: _Worker) -> None:
+        """Hot path: read and answer until this thread had to step aside, or the end."""
+        fd = self.fd
+        buffers = [buffer]
+        readv, write = os.readv, os.write
+        unpack = wire.IN_HEADER.unpack_from
+        handlers, counts = self._handlers, self.counts
+        lock = self.ops.monitor.lock
+        tidy = self.ops.tidy
+        traced = self.options.trace is not None or self.options.debug
+        while worker.reader and not self._stop:
+            try:
+                length = readv(fd, buffers)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                    continue
+                if error.errno != errno.ENODEV:
+                    self._unexpected("reading a request")
+                self._stop = True
+                return
+            _, opcode, unique, nodeid, uid, gid, _pid, extlen, _ = unpack(buffer)
+            body = view[40 : length - extlen * 8]
+            if traced:
+                self._traced(opcode, unique, nodeid, uid, gid, body)
+                continue
+            with lock:
+                counts[opcode & 63] += 1
+                try:
+                    reply = handlers[opcode & 63](unique, nodeid, uid, gid, body)
+                except OSError as error:
+                    reply = self._error(unique, error)
+                except Exception:
+                    self._unexpected(f"opcode {opcode} on inode {nodeid}")
+                    reply = wire.OUT_HEADER.pack(16, -errno.EIO, unique)
+                tidy()
+            if reply is not None:
+                try:
+                    write(fd, reply)
+                except OSError as error:
+                    self._undelivered(error)
+
+    def _traced(
+        self, opcode: int, unique: int, nodeid: int, uid: int, gid: int, body: memoryview
+    ) -> None:
+        start = time.perf_counter()
+        before = bytes(body[:300])
+        result = "ok"
+        with self.ops.monitor.lock:
+            self.counts[opcode & 63] += 1
+            try:
+                reply = self._handlers[opcode & 63](unique, nodeid, uid, gid, body)
+            except OSError as error:
+                reply = self._error(unique, error)
+                result = errno.errorcode.get(error.errno or 0, str(error))
+            except Exception:
+                self._unexpected(f"opcode {opcode} on inode {nodeid}")
+                reply = wire.OUT_HEADER.pack(16, -errno.EIO, unique)
+                result = "EIO (bug)"
+            self.ops.tidy()
+        if reply is not None:
+            try:
+                os.write(self.fd, reply)
+            except OSError as error:
+                self._undelivered(error)
+        micros = (time.perf_counter() - start) * 1e6
+        line = f"{describe(opcode, nodeid, before)} {result} {micros:.0f}us\n"
+        if self.options.trace is not None:
+            self.options.trace.write(line)
+            self.options.trace.flush()
+        if self.options.debug:
+            sys.stderr.write(line)
+
+    def _error(self, unique: int, error: OSError) -> bytes:
+        number = error.errno or errno.EIO
+        if number == errno.ENOSYS:
+            number = errno.EOPNOTSUPP  # ENOSYS would switch the operation off for good
+        return wire.OUT_HEADER.pack(16, -number, unique)
+
+    def _undelivered(self, error: OSError) -> None:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return  # the request was aborted meanwhile
+        self._unexpected("answering a request")
+
+    def _unexpected(self, what: str) -> None:
+        self.errors += 1
+        self.last_error = f"{what}:\n{traceback.format_exc()}"
+        report(self.last_error)
+
+    # -- INIT ------------------------------------------------------------------------
+
+    def _init(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        fields = bytes(body[:20]).ljust(20, b"\0")
+        major, minor, readahead, flags, flags2 = wire.INIT_IN.unpack(fields)
+        if major < 7 or (major == 7 and minor < 31):
+            raise OSError(errno.EPROTO, "the kernel's FUSE is older than 7.31")
+        if major > 7:
+            return wire.OUT_HEADER.pack(16 + 64, 0, unique) + wire.INIT_OUT.pack(
+                7, wire.KERNEL_MINOR, 0, 0, 0, 0, 0, 0, 0, 0, 0
+            )
+        wanted = _WANTED
+        if self.options.acl:
+            wanted |= wire.POSIX_ACL
+        if self.options.writeback:
+            wanted |= wire.WRITEBACK_CACHE
+        agreed = flags & wanted
+        self._setxattr_ext = bool(agreed & wire.SETXATTR_EXT)
+        if not agreed & wire.MAX_PAGES:
+            self.max_write = min(self.max_write, 128 << 10)
+        self.protocol = (7, min(minor, wire.KERNEL_MINOR))
+        self.features = [name for bit, name in wire.FLAG_NAMES.items() if agreed & bit]
+        self.ready.set()
+        return wire.OUT_HEADER.pack(16 + 64, 0, unique) + wire.INIT_OUT.pack(
+            7,
+            self.protocol[1],
+            readahead,
+            agreed,
+            64,
+            48,
+            self.max_write,
+            1,
+            self.max_write >> 12,
+            0,
+            0,
+        )
+
+    # -- requests ----------------------------------------------------------------------
+
+    def _table(self) -> list[Handler]:
+        table: list[Handler] = [self._unknown] * 64
+        for opcode, handler in {
+            Op.INIT: self._init,
+            Op.LOOKUP: self._lookup,
+            Op.FORGET: self._forget,
+            Op.BATCH_FORGET: self._batch_forget,
+            Op.GETATTR: self._getattr,
+            Op.SETATTR: self._setattr,
+            Op.READLINK: self._readlink,
+            Op.SYMLINK: self._symlink,
+            Op.MKNOD: self._mknod,
+            Op.MKDIR: self._mkdir,
+            Op.UNLINK: self._unlink,
+            Op.RMDIR: self._rmdir,
+            Op.RENAME: self._rename,
+            Op.RENAME2: self._rename2,
+            Op.LINK: self._link,
+            Op.READ: self._read,
+            Op.WRITE: self._write,
+            Op.STATFS: self._statfs,
+            Op.FSYNC: self._fsync,
+            Op.FSYNCDIR: self._fsyncdir,
+            Op.SETXATTR: self._setxattr,
+            Op.GETXATTR: self._getxattr,
+            Op.LISTXATTR: self._listxattr,
+            Op.REMOVEXATTR: self._removexattr,
+            Op.READDIR: self._readdir,
+            Op.READDIRPLUS: self._readdirplus,
+            Op.FALLOCATE: self._fallocate,
+            Op.LSEEK: self._lseek,
+            Op.COPY_FILE_RANGE: self._copy_file_range,
+            Op.COPY_FILE_RANGE_64: self._copy_file_range_64,
+            Op.TMPFILE: self._tmpfile,
+            Op.SYNCFS: self._syncfs,
+            Op.RELEASE: self._nothing,
+            Op.RELEASEDIR: self._nothing,
+            Op.DESTROY: self._nothing,
+        }.items():
+            table[opcode] = handler
+        return table
+
+    def _unknown(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        # The kernel remembers ENOSYS and does without: OPEN, OPENDIR, CREATE, FLUSH, STATX …
+        return wire.OUT_HEADER.pack(16, -errno.ENOSYS, unique)
+
+    def _nothing(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        return wire.OUT_HEADER.pack(16, 0, unique)
+
+    @staticmethod
+    def _name(body: memoryview, offset: int = 0) -> bytes:
+        return bytes(body[offset:-1])
+
+    def _entry(self, unique: int, attr: tuple[int, ...]) -> bytes:
+        sec, nsec = self._valid
+        return wire.ENTRY_REPLY.pack(
+            wire.ENTRY_SIZE, 0, unique, attr[0], 0, sec, sec, nsec, nsec, *attr
+        )
+
+    def _lookup(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        attr = self.ops.lookup(nodeid, bytes(body[:-1]))
+        if attr is None:
+            return wire.encode_negative(unique, self._valid)
+        return self._entry(unique, attr)
+
+    def _forget(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> None:
+        self.ops.forget(nodeid, wire.FORGET_IN.unpack_from(body)[0])
+
+    def _batch_forget(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> None:
+        count, _ = wire.BATCH_FORGET_IN.unpack_from(body)
+        forget = self.ops.forget
+        for ino, nlookup in wire.FORGET_ONE.iter_unpack(body[8 : 8 + 16 * count]):
+            forget(ino, nlookup)
+
+    def _getattr(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        return wire.encode_attr(unique, self.ops.getattr(nodeid), self._valid)
+
+    def _setattr(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        (
+            valid,
+            _,
+            _fh,
+            size,
+            _owner,
+            atime,
+            mtime,
+            _ctime,
+            atimensec,
+            mtimensec,
+            _ctimensec,
+            mode,
+            _unused,
+            new_uid,
+            new_gid,
+            _unused2,
+        ) = wire.SETATTR_IN.unpack_from(body)
+        when_a = when_m = None
+        if valid & wire.FATTR_ATIME_NOW:
+            when_a = (0, calls.UTIME_NOW)
+        elif valid & wire.FATTR_ATIME:
+            when_a = (atime, atimensec)
+        if valid & wire.FATTR_MTIME_NOW:
+            when_m = (0, calls.UTIME_NOW)
+        elif valid & wire.FATTR_MTIME:
+            when_m = (mtime, mtimensec)
+        change = SetAttr(
+            mode if valid & wire.FATTR_MODE else None,
+            new_uid if valid & wire.FATTR_UID else None,
+            new_gid if valid & wire.FATTR_GID else None,
+            size if valid & wire.FATTR_SIZE else None,
+            when_a,
+            when_m,
+            bool(valid & wire.FATTR_KILL_SUIDGID),
+        )
+        return wire.encode_attr(unique, self.ops.setattr(nodeid, change), self._valid)
+
+    def _readlink(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        target = self.ops.readlink(nodeid)
+        return wire.OUT_HEADER.pack(16 + len(target), 0, unique) + target
+
+    def _symlink(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        name, target = bytes(body).split(b"\0")[:2]
+        return self._entry(unique, self.ops.symlink(nodeid, name, target, Caller(uid, gid)))
+
+    def _mknod(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        mode, rdev, umask, _ = wire.MKNOD_IN.unpack_from(body)
+        caller = Caller(uid, gid, umask)
+        return self._entry(unique, self.ops.mknod(nodeid, bytes(body[16:-1]), mode, rdev, caller))
+
+    def _mkdir(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        mode, umask = wire.MKDIR_IN.unpack_from(body)
+        caller = Caller(uid, gid, umask)
+        return self._entry(unique, self.ops.mkdir(nodeid, bytes(body[8:-1]), mode, caller))
+
+    def _tmpfile(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        _flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
+        attr = self.ops.tmpfile(nodeid, mode, Caller(uid, gid, umask))
+        entry = self._entry(unique, attr)
+        # TMPFILE carries an open reply: no handle, cached pages kept.
+        opened = wire.OPEN_OUT.pack(0, wire.FOPEN_KEEP_CACHE, 0)
+        return wire.OUT_HEADER.pack(len(entry) + 16, 0, unique) + entry[16:] + opened
+
+    def _unlink(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        self.ops.unlink(nodeid, bytes(body[:-1]))
+        return wire.OUT_HEADER.pack(16, 0, unique)
+
+    def _rmdir(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        self.ops.rmdir(nodeid, bytes(body[:-1]))
+        return wire.OUT_HEADER.pack(16, 0, unique)
+
+    def _rename(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        (parent,) = wire.RENAME_IN.unpack_from(body)
+        old, new = bytes(body[8:]).split(b"\0")[:2]
+        self.ops.rename(nodeid, old, parent, new, 0)
+        return wire.OUT_HEADER.pack(16, 0, unique)
+
+    def _rename2(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        parent, flags, _ = wire.RENAME2_IN.unpack_from(body)
+        old, new = bytes(body[16:]).split(b"\0")[:2]
+        self.ops.rename(nodeid, old, parent, new, flags)
+        return wire.OUT_HEADER.pack(16, 0, unique)
+
+    def _link(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        (ino,) = wire.LINK_IN.unpack_from(body)
+        return self._entry(unique, self.ops.link(ino, nodeid, bytes(body[8:-1])))
+
+    def _read(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> None:
+        _fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
+        # The request's own buffer holds no more than this request: read into a fresh one.
+        payload = memoryview(bytearray(size))
+        done = self.ops.read(nodeid, offset, payload)
+        header = wire.OUT_HEADER.pack(16 + done, 0, unique)
+        try:
+            os.writev(self.fd, [header, payload[:done]])
+        except OSError as error:
+            self._undelivered(error)
+
+    def _write(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        _fh, offset, size, flags, *_ = wire.WRITE_IN.unpack_from(body)
+        kill = bool(flags & wire.WRITE_KILL_SUIDGID)
+        done = self.ops.write(nodeid, offset, body[40 : 40 + size], kill_suidgid=kill)
+        return wire.WRITE_REPLY.pack(24, 0, unique, done, 0)
+
+    def _statfs(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        st = self.ops.statfs()
+        return wire.OUT_HEADER.pack(16 + 80, 0, unique) + wire.STATFS_OUT.pack(
+            st.f_blocks,
+            st.f_bfree,
+            st.f_bavail,
+            st.f_files,
+            st.f_ffree,
+            st.f_bsize,
+            st.f_namemax,
+            st.f_frsize,
+            0,
+        )
+
+    def _fsync(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        _fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
+        self.ops.fsync(nodeid, data_only=bool(flags & wire.FSYNC_FDATASYNC))
+        return wire.OUT_HEADER.pack(16, 0, unique)
+
+    def _fsyncdir(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        self.ops.fsyncdir(nodeid)
+        return wire.OUT_HEADER.pack(16, 0, unique)
+
+    def _syncfs(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        self.ops.syncfs()
+        return wire.OUT_HEADER.pack(16, 0, unique)
+
+    def _setxattr(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        kill = False
+        if self._setxattr_ext:
+            size, flags, extra, _ = wire.SETXATTR_IN.unpack_from(body)
+            kill = bool(extra & wire.SETXATTR_ACL_KILL_SGID)
+            rest = bytes(body[16:])
+        else:
+            size, flags = wire.SETXATTR_COMPAT_IN.unpack_from(body)
+            rest = bytes(body[8:])
+        name, _, value = rest.partition(b"\0")
+        self.ops.setxattr(nodeid, name, value[:size], flags, kill_sgid=kill)
+        return wire.OUT_HEADER.pack(16, 0, unique)
+
+    def _sized(self, unique: int, size: int, value: bytes) -> bytes:
+        """A reply to GETXATTR or LISTXATTR: the value, or its size if 0 is asked for."""
+        if size == 0:
+            return wire.OUT_HEADER.pack(24, 0, unique) + wire.XATTR_SIZE.pack(len(value), 0)
+        if len(value) > size:
+            raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+        return wire.OUT_HEADER.pack(16 + len(value), 0, unique) + value
+
+    def _getxattr(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        size, _ = wire.GETXATTR_IN.unpack_from(body)
+        return self._sized(unique, size, self.ops.getxattr(nodeid, bytes(body[8:-1])))
+
+    def _listxattr(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        size, _ = wire.GETXATTR_IN.unpack_from(body)
+        names = b"".join(name + b"\0" for name in self.ops.listxattr(nodeid))
+        return self._sized(unique, size, names)
+
+    def _removexattr(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        self.ops.removexattr(nodeid, bytes(body[:-1]))
+        return wire.OUT_HEADER.pack(16, 0, unique)
+
+    def _readdir(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        _fh, cookie, size, *_ = wire.READ_IN.unpack_from(body)
+        out = bytearray(size + 16)
+        at = 16
+        limit = size + 16
+        pack_into = wire.DIRENT.pack_into
+        for entry in self.ops.readdir(nodeid, cookie, plus=False):
+            name = entry.name
+            end = at + 24 + len(name)
+            stop = wire.padded(end)
+            if stop > limit:
+                break
+            pack_into(out, at, entry.ino, entry.cookie, len(name), entry.kind >> 12)
+            out[at + 24 : end] = name
+            at = stop
+        wire.OUT_HEADER.pack_into(out, 0, at, 0, unique)
+        return bytes(memoryview(out)[:at])
+
+    def _readdirplus(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        _fh, cookie, size, *_ = wire.READ_IN.unpack_from(body)
+        out = bytearray(size + 16)
+        at = 16
+        limit = size + 16
+        sec, nsec = self._valid
+        pack_into = wire.DIRENTPLUS.pack_into
+        ops = self.ops
+        for place, name, ino, kind, attr in ops.readdir(nodeid, cookie, plus=True):
+            length = len(name)
+            end = at + 152 + length
+            stop = (end + 7) & ~7
+            if stop > limit:
+                if attr is not None:
+                    ops.forget(ino, 0)
+                break
+            if attr is None:
+                # "." and "..": no nodeid, no attributes
+                wire.DIRENT.pack_into(out, at + 128, ino, place, length, kind >> 12)
+            else:
+                pack_into(
+                    out, at, ino, 0, sec, sec, nsec, nsec, *attr, ino, place, length, kind >> 12
+                )
+                ops.reference(ino)
+            out[at + 152 : end] = name
+            at = stop
+        wire.OUT_HEADER.pack_into(out, 0, at, 0, unique)
+        return bytes(memoryview(out)[:at])
+
+    def _fallocate(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        _fh, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(body)
+        self.ops.fallocate(nodeid, mode, offset, length, Caller(uid, gid))
+        return wire.OUT_HEADER.pack(16, 0, unique)
+
+    def _lseek(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        _fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
+        return wire.LSEEK_REPLY.pack(24, 0, unique, self.ops.lseek(nodeid, offset, whence))
+
+    def _copy(self, nodeid: int, body: memoryview) -> int:
+        _fh, offset, target, _fh2, target_offset, length, _flags = wire.COPY_IN.unpack_from(body)
+        return self.ops.copy_file_range(nodeid, offset, target, target_offset, length)
+
+    def _copy_file_range(
+        self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview
+    ) -> bytes:
+        return wire.WRITE_REPLY.pack(24, 0, unique, self._copy(nodeid, body), 0)
+
+    def _copy_file_range_64(
+        self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview
+    ) -> bytes:
+        return wire.LSEEK_REPLY.pack(24, 0, unique, self._copy(nodeid, body))
+
+
+def describe(opcode: int, nodeid: int, body: bytes) -> str:
+    """A request for a person: ``LOOKUP 17 'etc'``."""
+    try:
+        op = Op(opcode)
+    except ValueError:
+        return f"OPCODE-{opcode} {nodeid}"
+    skip = {
+        Op.LOOKUP: 0,
+        Op.UNLINK: 0,
+        Op.RMDIR: 0,
+        Op.REMOVEXATTR: 0,
+        Op.SYMLINK: 0,
+        Op.MKNOD: 16,
+        Op.MKDIR: 8,
+        Op.LINK: 8,
+        Op.RENAME: 8,
+        Op.RENAME2: 16,
+        Op.GETXATTR: 8,
+        Op.SETXATTR: 16,
+    }.get(op)
+    if skip is not None:
+        names = [os.fsdecode(part) for part in body[skip:].split(b"\0")[:2] if part]
+        return f"{op.name} {nodeid} {' '.join(map(repr, names))}"
+    if op in (Op.READ, Op.WRITE, Op.READDIR, Op.READDIRPLUS):
+        _fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
+        return f"{op.name} {nodeid} {size}@{offset}"
+    if op is Op.SETATTR:
+        return f"{op.name} {nodeid} valid={int.from_bytes(body[:4], sys.byteorder):#x}"
+    return f"{op.name} {nodeid}"
+
+
+def report(text: str) -> None:
+    """Say something unexpected where it can be found: standard error, or the system's log."""
+    import syslog
+
+    if os.environ.get("PYUNION_FOREGROUND"):
+        sys.stderr.write(f"pyunion: {text}\n")
+    else:
+        syslog.openlog("pyunion", syslog.LOG_PID, syslog.LOG_DAEMON)
+        for line in text.splitlines():
+            syslog.syslog(syslog.LOG_ERR, line)

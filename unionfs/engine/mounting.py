@@ -1,0 +1,166 @@
+"""Getting a /dev/fuse descriptor that is mounted: by mount(2), or through fusermount3."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+
+from unionfs.errors import UserError
+from unionfs.sys import calls
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """A mount as the kernel or fusermount3 is to make it."""
+
+    mountpoint: str
+    source: str
+    fstype: str
+    read_only: bool
+    suid: bool
+    dev: bool
+    noexec: bool
+    atime: bool
+    allow_other: bool
+    allow_root: bool
+    default_permissions: bool = True
+
+
+def open_mounted(request: MountRequest) -> int:
+    """A descriptor of /dev/fuse serving ``request.mountpoint``.
+
+    Raises:
+        UserError: /dev/fuse missing or forbidden, mount refused.
+    """
+    if request.mountpoint.startswith("/dev/fd/"):
+        try:
+            return int(request.mountpoint.removeprefix("/dev/fd/"))
+        except ValueError:
+            raise UserError(f"{request.mountpoint}: not a descriptor number") from None
+    if calls.has_sys_admin():
+        fd = _open_device()
+        try:
+            _mount(fd, request)
+            return fd
+        except OSError as error:
+            os.close(fd)
+            if error.errno != errno.EPERM or shutil.which("fusermount3") is None:
+                raise UserError(
+                    f"mount on {request.mountpoint}: {error.strerror}",
+                    "in a user namespace, unshare the mount namespace too"
+                    if error.errno == errno.EPERM
+                    else "",
+                ) from None
+        except BaseException:
+            os.close(fd)
+            raise
+    return _fusermount(request)
+
+
+def _open_device() -> int:
+    try:
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UserError("/dev/fuse does not exist", "load the fuse module: modprobe fuse") from None
+    except OSError as error:
+        raise UserError(
+            f"/dev/fuse: {error.strerror}", "the device must be readable and writable for you"
+        ) from None
+
+
+def _mount(fd: int, request: MountRequest) -> None:
+    flags = 0
+    if request.read_only:
+        flags |= calls.MS_RDONLY
+    if not request.suid:
+        flags |= calls.MS_NOSUID
+    if not request.dev:
+        flags |= calls.MS_NODEV
+    if request.noexec:
+        flags |= calls.MS_NOEXEC
+    if not request.atime:
+        flags |= calls.MS_NOATIME
+    data = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
+    if request.default_permissions:
+        data += ",default_permissions"
+    if request.allow_other or request.allow_root:
+        data += ",allow_other"
+    calls.mount(
+        os.fsencode(request.source),
+        os.fsencode(request.mountpoint),
+        os.fsencode(request.fstype),
+        flags,
+        os.fsencode(data),
+    )
+
+
+def _fusermount(request: MountRequest) -> int:
+    program = shutil.which("fusermount3") or shutil.which("fusermount")
+    if program is None:
+        raise UserError(
+            "mounting needs fusermount3 or a user namespace",
+            "install fuse3, or run: unshare --user --map-root-user --mount pyunion mount ...",
+        )
+    words = [f"fsname={request.source}", f"subtype={request.fstype.removeprefix('fuse.')}"]
+    words = [word.replace("\\", "\\\\").replace(",", "\\,") for word in words]
+    if request.read_only:
+        words.append("ro")
+    if request.default_permissions:
+        words.append("default_permissions")
+    if request.allow_other:
+        words.append("allow_other")
+    if request.noexec:
+        words.append("noexec")
+    if not request.atime:
+        words.append("noatime")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        environment = dict(os.environ, _FUSE_COMMFD=str(theirs.fileno()))
+        done = subprocess.run(
+            [program, "-o", ",".join(words), "--", request.mountpoint],
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        theirs.close()
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            hint = ""
+            if any("allow_other" in line for line in said):
+                hint = "add user_allow_other to /etc/fuse.conf"
+            raise UserError(said[-1] if said else f"{program} failed with {done.returncode}", hint)
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+        if not fds:
+            raise UserError(f"{program} gave no descriptor")
+        os.set_inheritable(fds[0], False)
+        return fds[0]
+
+
+def unmount(mountpoint: str, *, lazy: bool) -> None:
+    """umount2(2), or fusermount3 where that is not allowed.
+
+    Raises:
+        UserError: busy, not mounted, not ours.
+    """
+    try:
+        calls.umount2(os.fsencode(mountpoint), calls.MNT_DETACH if lazy else 0)
+        return
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            hint = "close what uses it, or add --lazy" if error.errno == errno.EBUSY else ""
+            raise UserError(f"{mountpoint}: {error.strerror}", hint) from None
+    program = shutil.which("fusermount3") or shutil.which("fusermount")
+    if program is None:
+        raise UserError(f"{mountpoint}: not permitted", "install fuse3 for fusermount3")
+    arguments = [program, "-u", *(["-z"] if lazy else []), "--", mountpoint]
+    done = subprocess.run(arguments, stderr=subprocess.PIPE, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise UserError(said[-1] if said else f"{program} failed")

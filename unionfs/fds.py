@@ -1,0 +1,109 @@
+"""How many descriptors are open, and which ones may be closed to make room.
+
+Directory descriptors (O_PATH) belong to :class:`~unionfs.layer.LayerDir`, data
+descriptors to inodes. Both are closed only by ``trim``, which runs between
+requests: a number handed out inside the monitor is good until it is left.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unionfs.inode import Inode
+    from unionfs.layer import LayerDir
+
+
+def raise_open_files_limit() -> int:
+    """Lift RLIMIT_NOFILE to its hard limit and return it (getrlimit(2))."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 1 << 20
+
+
+class Descriptors:
+    """Least-recently-opened caches of both sorts of descriptor, and the count of pins."""
+
+    def __init__(self, limit: int) -> None:
+        self.max_dirs = max(16, min(limit // 4, 8192))
+        self.max_data = max(16, min(limit // 4, 8192))
+        self.max_pins = max(16, limit // 4)
+        self.dirs: OrderedDict[LayerDir, None] = OrderedDict()
+        self.data: OrderedDict[Inode, None] = OrderedDict()
+        self.pins = 0
+
+    def over(self) -> bool:
+        """Whether ``trim`` has something to do."""
+        return len(self.dirs) > self.max_dirs or len(self.data) > self.max_data
+
+    def trim(self) -> None:
+        """Close the oldest until the limits hold; recently used ones get a second chance."""
+        tries = len(self.dirs)
+        while len(self.dirs) > self.max_dirs and tries:
+            tries -= 1
+            directory, _ = self.dirs.popitem(last=False)
+            if directory.used:
+                directory.used = False
+                self.dirs[directory] = None
+            else:
+                os.close(directory.fd)
+                directory.fd = -1
+        tries = len(self.data)
+        while len(self.data) > self.max_data and tries:
+            tries -= 1
+            inode, _ = self.data.popitem(last=False)
+            if inode.users or inode.pinned:
+                self.data[inode] = None
+            else:
+                os.close(inode.fd)
+                inode.fd = -1
+
+    def keep_data(self, inode: Inode, fd: int, *, writable: bool) -> None:
+        """Make ``fd`` the data descriptor of ``inode``, closing an older one."""
+        self.drop_data(inode)
+        inode.fd = fd
+        inode.writable = writable
+        inode.path_only = False
+        if not inode.pinned:
+            self.data[inode] = None
+
+    def drop_data(self, inode: Inode) -> None:
+        """Close the data descriptor, if any; the caller knows that no thread uses it."""
+        if inode.fd >= 0:
+            self.data.pop(inode, None)
+            os.close(inode.fd)
+            inode.fd = -1
+            inode.writable = False
+            inode.path_only = False
+
+    def pin(self, inode: Inode) -> None:
+        """Keep ``inode``'s descriptor until the kernel forgets it."""
+        if not inode.pinned:
+            inode.pinned = True
+            self.pins += 1
+            self.data.pop(inode, None)
+
+    def release(self, inode: Inode) -> None:
+        """The inode goes: close what it holds."""
+        self.drop_data(inode)
+        if inode.pinned:
+            inode.pinned = False
+            self.pins -= 1
+
+    def drop_dir(self, directory: LayerDir) -> None:
+        """Close a directory's descriptor."""
+        if directory.fd >= 0:
+            self.dirs.pop(directory, None)
+            os.close(directory.fd)
+            directory.fd = -1
+
+    def close_all(self) -> None:
+        """Close everything in both caches."""
+        for directory in list(self.dirs):
+            self.drop_dir(directory)
+        for inode in list(self.data):
+            self.drop_data(inode)

@@ -1,0 +1,186 @@
+"""A lower file with several names stays one file: all its visible names go up together.
+
+Where the names are comes from one scan of the layer's directories, kept for
+the life of the mount (d_ino of the directory entries suffices). Publishing
+several names is not one system call, so they are written to a journal first;
+a mount completes what a crash interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from unionfs import steps
+from unionfs.inode import Inode
+from unionfs.layer import Layer, LayerDir
+
+if TYPE_CHECKING:
+    from unionfs.union import Union
+    from unionfs.upper import Upper
+
+
+def scan_layer(layer: Layer) -> dict[int, list[bytes]]:
+    """Paths of every file that has two or more names in the layer, by st_ino.
+
+    Reads directories only; takes about a microsecond a name. Runs without the monitor.
+    """
+    first: dict[int, tuple[bytes, bytes]] = {}
+    several: dict[int, list[bytes]] = {}
+    top = os.open(layer.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        pending = [b""]
+        while pending:
+            path = pending.pop()
+            if path in layer.masks:
+                continue
+            where = b"/proc/self/fd/%d/%s" % (top, path)
+            try:
+                with os.scandir(where) as entries:
+                    for entry in entries:
+                        name = entry.name
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(path + b"/" + name if path else name)
+                            continue
+                        ino = entry.inode()
+                        if ino in several:
+                            several[ino].append(path + b"/" + name if path else name)
+                        elif ino in first:
+                            one, two = first.pop(ino)
+                            several[ino] = [
+                                one + b"/" + two if one else two,
+                                path + b"/" + name if path else name,
+                            ]
+                        else:
+                            first[ino] = (path, name)
+            except OSError:
+                continue
+    finally:
+        os.close(top)
+    return several
+
+
+def visible_names(union: Union, inode: Inode, st: os.stat_result) -> list[tuple[Inode, bytes]]:
+    """Every name under which the union shows this lower file (parent inode, name)."""
+    assert inode.low is not None
+    layer = inode.low.layer
+    scan = union.link_scans.get(layer.index)
+    if scan is None:
+        with union.monitor.released():
+            scan = scan_layer(layer)
+        union.link_scans[layer.index] = scan
+    names = dict.fromkeys(inode.links())
+    if union.renamed_dirs():
+        _search_union(union, union.root, inode, names)
+    else:
+        for path in scan.get(st.st_ino, ()):
+            _add_if_visible(union, inode, path, names)
+    return list(names)
+
+
+def _add_if_visible(
+    union: Union, inode: Inode, path: bytes, names: dict[tuple[Inode, bytes], None]
+) -> None:
+    """Walk ``path`` in the union; add it if it ends at ``inode``."""
+    *parts, last = path.split(b"/")
+    current = union.root
+    for part in parts:
+        found = union.find(current, part)
+        if not found or found[0].sub is None:
+            union.forget(current.ino, 0)
+            return
+        current = union.inode_for(current, part, found)
+    if _is_same(union, current, last, inode):
+        inode.add_link(current, last)
+        names[(current, last)] = None
+    else:
+        union.forget(current.ino, 0)
+
+
+def _search_union(
+    union: Union, directory: Inode, inode: Inode, names: dict[tuple[Inode, bytes], None]
+) -> None:
+    """As ``_add_if_visible`` where renamed directories break the tie between paths."""
+    pending = [directory]
+    while pending:
+        current = pending.pop()
+        listing = union.build_listing(current)
+        for name, (_, kind) in list(listing.names.items()):
+            if kind == stat.S_IFDIR:
+                found = union.find(current, name)
+                if found:
+                    pending.append(union.inode_for(current, name, found))
+            elif kind == inode.kind and _is_same(union, current, name, inode):
+                inode.add_link(current, name)
+                names[(current, name)] = None
+        union.forget(current.ino, 0)
+
+
+def _is_same(union: Union, parent: Inode, name: bytes, inode: Inode) -> bool:
+    found = union.find(parent, name)
+    return (
+        bool(found)
+        and found[0].sub is None
+        and inode.low is not None
+        and found[0].dir.layer is inode.low.layer
+        and found[0].st.st_ino == inode.real
+    )
+
+
+def release_names(union: Union, names: list[tuple[Inode, bytes]]) -> None:
+    """Directories looked up only to write names there may go again."""
+    for parent, _ in names:
+        union.forget(parent.ino, 0)
+
+
+def publish(upper: Upper, temp: bytes, names: list[tuple[LayerDir, bytes]]) -> None:
+    """Link the staged file ``temp`` under all names, by way of a journal."""
+    lines = b"\n".join(
+        (directory.path() + b"/" + name).lstrip(b"/").hex().encode() for directory, name in names
+    )
+    draft = upper.temp_name()
+    fd = os.open(
+        draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=upper.stage_fd
+    )
+    try:
+        os.write(fd, lines)
+    finally:
+        os.close(fd)
+    upper.run(steps.Rename(upper.stage_fd, draft, upper.journal_fd, temp))
+    done = []
+    try:
+        for directory, name in names:
+            step = steps.Link(upper.stage_fd, temp, directory.dirfd(), name)
+            upper.run(step)
+            done.append(step)
+    except OSError:
+        for step in done:
+            with contextlib.suppress(OSError):
+                os.unlink(step.new, dir_fd=step.new_dir)
+        os.unlink(temp, dir_fd=upper.journal_fd)
+        raise
+    upper.run(steps.Unlink(upper.stage_fd, temp), steps.Unlink(upper.journal_fd, temp))
+
+
+def complete_journal(upper: Upper) -> int:
+    """Finish what a crash interrupted; the number of files completed. Call before ``sweep``."""
+    count = 0
+    for text in sorted(os.listdir(upper.journal_fd)):
+        temp = os.fsencode(text)
+        fd = os.open(temp, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=upper.journal_fd)
+        with os.fdopen(fd, "rb") as journal:
+            paths = [bytes.fromhex(line.decode("ascii")) for line in journal.read().split()]
+        for path in paths:
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                os.link(
+                    temp,
+                    path,
+                    src_dir_fd=upper.stage_fd,
+                    dst_dir_fd=upper.upper_fd,
+                    follow_symlinks=False,
+                )
+        os.unlink(temp, dir_fd=upper.journal_fd)
+        count += 1
+    return count

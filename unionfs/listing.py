@@ -1,0 +1,93 @@
+"""The merged listing of one directory, in an order that creation and removal do not disturb.
+
+A name's place is a hash of the name (as in ext4's htree), so a position given
+to a reader stays good whatever is created, removed, or rebuilt from disk in
+between; READDIR needs no state per open directory.
+"""
+
+from __future__ import annotations
+
+import stat
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Final
+
+from unionfs.resolve import Says
+
+_MASK: Final = 0x7FFFFFFFFFFFFFF0
+_FIRST: Final = 16
+
+
+def cookie_of(name: bytes) -> int:
+    """Where ``name`` stands in its directory: 16 to 2**63; constant within this process."""
+    return (hash(name) & _MASK) | _FIRST
+
+
+class Listing:
+    """Names of a merged directory: layer index of the topmost that has it, and S_IFMT bits.
+
+    ``names`` maps a visible name to ``(layer index, kind)``; ``whiteouts`` holds
+    the names that only the upper layer mentions, as deleted.
+    """
+
+    __slots__ = ("_new", "_order", "names", "stamp", "subdirs", "whiteouts")
+
+    def __init__(self, merged: dict[bytes, tuple[Says, tuple[int, int]]], stamp: float) -> None:
+        self.names: dict[bytes, tuple[int, int]] = {}
+        self.whiteouts: set[bytes] = set()
+        self.subdirs = 0
+        self.stamp = stamp
+        self._order: list[tuple[int, bytes]] | None = None
+        self._new: list[tuple[int, bytes]] = []
+        for name, (says, note) in merged.items():
+            if says is Says.WHITEOUT:
+                if note[0] == 0:
+                    self.whiteouts.add(name)
+                continue
+            self.names[name] = note
+            if note[1] == stat.S_IFDIR:
+                self.subdirs += 1
+
+    def __len__(self) -> int:
+        return len(self.names) + len(self.whiteouts)
+
+    def put(self, name: bytes, layer: int, kind: int) -> None:
+        """A name appears, or changes its layer or type."""
+        old = self.names.get(name)
+        if old is None:
+            self.whiteouts.discard(name)
+            if self._order is not None:
+                self._new.append((cookie_of(name), name))
+        elif old[1] == stat.S_IFDIR:
+            self.subdirs -= 1
+        if kind == stat.S_IFDIR:
+            self.subdirs += 1
+        self.names[name] = (layer, kind)
+
+    def remove(self, name: bytes, *, whiteout: bool) -> None:
+        """A name goes; ``whiteout`` says that one lies in the upper now."""
+        old = self.names.pop(name, None)
+        if old is not None and old[1] == stat.S_IFDIR:
+            self.subdirs -= 1
+        if whiteout:
+            self.whiteouts.add(name)
+        else:
+            self.whiteouts.discard(name)
+
+    def after(self, cookie: int) -> Iterator[tuple[int, bytes]]:
+        """(cookie, name) of all names beyond ``cookie``, in order."""
+        order = self._order
+        if order is None:
+            order = self._order = sorted((cookie_of(name), name) for name in self.names)
+        elif self._new:
+            order.extend(self._new)
+            order.sort()
+            # A name removed and created again stands twice.
+            order = self._order = list(dict.fromkeys(order))
+            self._new = []
+        start = bisect_left(order, (cookie + 1, b""))
+        names = self.names
+        for index in range(start, len(order)):
+            item = order[index]
+            if item[1] in names:
+                yield item

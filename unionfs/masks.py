@@ -1,0 +1,42 @@
+"""Which paths of the layers must show as empty: mount points, and the union's own directories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from unionfs.sys.mountinfo import read_mounts
+from unionfs.union import Union
+
+
+def _beneath(path: bytes, root: bytes) -> bytes | None:
+    """``path`` relative to ``root``; None if it is not strictly beneath."""
+    prefix = root.rstrip(b"/") + b"/"
+    return path[len(prefix) :] if path.startswith(prefix) and len(path) > len(prefix) else None
+
+
+def masks_for(
+    root: bytes, hidden: Iterable[bytes], mount_points: Iterable[bytes]
+) -> frozenset[bytes]:
+    """Relative paths to mask in the layer at ``root``."""
+    found = set()
+    for path in (*hidden, *mount_points):
+        relative = _beneath(path, root)
+        if relative is not None:
+            found.add(relative)
+    return frozenset(found)
+
+
+def update(union: Union) -> None:
+    """Set every layer's masks from the mounts of this moment."""
+    options = union.options
+    hidden = [path for path in (options.upper, options.work) if path is not None]
+    try:
+        points = [mount.mount_point for mount in read_mounts()]
+    except OSError:
+        points = []
+    if options.mountpoint is not None:
+        hidden.append(options.mountpoint)
+    for layer in union.layers:
+        if layer is not None:
+            ours = [path for path in hidden if not (layer.is_upper and path == options.upper)]
+            layer.masks = masks_for(layer.path, ours, points)

@@ -1,0 +1,321 @@
+"""Mount options: the ``-o`` words of fuse-overlayfs's contract, parsed and checked.
+
+See docs/formats.md, "The mount_program contract".
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field, replace
+
+from unionfs.errors import UserError
+from unionfs.types import IdMap, Options
+
+#: Words that mean nothing to us and need no remark.
+_IGNORED = frozenset(
+    {
+        "rw", "async", "auto", "noauto", "user", "nouser", "users", "defaults", "_netdev",
+        "default_permissions", "private", "max_write", "threaded", "xino", "ino32_t", "fast_ino",
+        "plugins", "context", "relatime", "norelatime", "diratime", "nodiratime", "nofail",
+        "userxattr", "metacopy", "index", "nfs_export", "uuid", "intr", "x-systemd.automount",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """Everything that mounting needs, before any file is touched.
+
+    ``union`` holds what the union itself is told; ``unknown`` the words not understood.
+    """
+
+    union: Options
+    mountpoint: str
+    engine: str = "auto"
+    allow_other: bool | None = None
+    allow_root: bool = False
+    suid: bool | None = None
+    dev: bool = False
+    noexec: bool = False
+    atime: bool = False
+    fsname: str | None = None
+    subtype: str = "pyunion"
+    debug: bool = False
+    foreground: bool = False
+    trace: str | None = None
+    acl: bool = True
+    unknown: tuple[str, ...] = ()
+    flags: frozenset[str] = field(default_factory=frozenset)
+
+
+def split_escaped(text: str, separator: str, *, quotes: bool = False) -> list[str]:
+    """Split at ``separator``, except where ``\\`` precedes it or (``quotes``) inside ``"…"``.
+
+    ``\\`` before the separator is removed, before anything else it stays.
+    """
+    parts = [""]
+    quoted = False
+    index = 0
+    while index < len(text):
+        char = text[index]
+        if char == "\\" and index + 1 < len(text) and text[index + 1] in (separator, "\\"):
+            parts[-1] += text[index + 1] if text[index + 1] == separator else "\\\\"
+            index += 2
+            continue
+        if quotes and char == '"':
+            quoted = not quoted
+        elif char == separator and not quoted:
+            parts.append("")
+            index += 1
+            continue
+        parts[-1] += char
+        index += 1
+    return parts
+
+
+def split_layers(text: str) -> list[str]:
+    """``lowerdir``'s value: paths separated by ``:``; ``\\:`` is a colon, ``\\\\`` a backslash."""
+    parts = [""]
+    index = 0
+    while index < len(text):
+        char = text[index]
+        if char == "\\" and index + 1 < len(text) and text[index + 1] in ":\\,":
+            parts[-1] += text[index + 1]
+            index += 2
+            continue
+        if char == ":":
+            parts.append("")
+        else:
+            parts[-1] += char
+        index += 1
+    return [part for part in parts if part]
+
+
+def _number(word: str, value: str, convert: type[int] | type[float]) -> float:
+    try:
+        return convert(value)
+    except ValueError:
+        raise UserError(f"{word}={value}: not a number") from None
+
+
+def _id_map(word: str, value: str) -> IdMap:
+    fields = [part for part in value.split(":") if part]
+    try:
+        numbers = [int(part) for part in fields]
+    except ValueError:
+        numbers = [0]
+    if not numbers or len(numbers) % 3:
+        raise UserError(f"{word}={value}: not triples of container:host:count")
+    triples = zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
+    return IdMap(tuple(triples))
+
+
+def parse_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """All ``-o`` arguments as word -> value (empty for a bare word), and the order of words."""
+    values: dict[str, str] = {}
+    order = []
+    for argument in words:
+        for part in split_escaped(argument, ",", quotes=True):
+            word, _, value = part.partition("=")
+            if word:
+                values[word] = value
+                order.append(word)
+    return values, order
+
+
+def build(
+    words: list[str],
+    *,
+    lowers: list[str],
+    upper: str | None,
+    work: str | None,
+    mountpoint: str,
+) -> MountOptions:
+    """Mount options from the ``-o`` arguments and the positional layers.
+
+    Raises:
+        UserError: a value that cannot be understood, or no lower.
+    """
+    values, order = parse_words(words)
+    if "lowerdir" in values:
+        lowers = split_layers(values["lowerdir"])
+    upper = values.get("upperdir") or upper
+    work = values.get("workdir") or work
+    if not lowers:
+        raise UserError("no lower directory", "pyunion mount LOWER[:LOWER...] [UPPER] MNT")
+    union = Options(
+        lowers=tuple(os.fsencode(path) for path in lowers),
+        upper=os.fsencode(upper) if upper else None,
+        work=os.fsencode(work) if work else None,
+    )
+    options = MountOptions(union, mountpoint)
+    unknown = []
+    for word in order:
+        changed = _apply(options, word, values[word])
+        if changed is None:
+            unknown.append(f"{word}={values[word]}" if values[word] else word)
+        else:
+            options = changed
+    return replace(options, unknown=tuple(unknown))
+
+
+def _apply(options: MountOptions, word: str, value: str) -> MountOptions | None:
+    """The options with one word more; None: not known."""
+    union = options.union
+    match word:
+        case "lowerdir" | "upperdir" | "workdir":
+            return options
+        case "ro":
+            return replace(options, union=replace(union, read_only=True))
+        case "volatile":
+            return replace(options, union=replace(union, volatile=True))
+        case "fsync":
+            return replace(options, union=replace(union, volatile=value == "0"))
+        case "redirect_dir":
+            if value not in ("on", "off", "copy", "follow", "nofollow"):
+                raise UserError(f"redirect_dir={value}: expected copy or on")
+            mode = "on" if value == "on" else "copy"
+            return replace(options, union=replace(union, redirect_dir=mode))
+        case "timeout":
+            seconds = _number(word, value, float)
+            if seconds < 0:
+                raise UserError("timeout: expected seconds, 0 or more")
+            return replace(options, union=replace(union, timeout=seconds))
+        case "writeback":
+            return replace(options, union=replace(union, writeback=value != "0"))
+        case "noacl":
+            return replace(options, acl=False, union=replace(union, noacl=True))
+        case "noxattrs":
+            return replace(options, union=replace(union, noxattrs=value != "0"))
+        case "static_nlink":
+            return replace(options, union=replace(union, static_nlink=value != "0"))
+        case "squash_to_root":
+            if value == "0":
+                return options
+            return replace(options, union=replace(union, squash_uid=0, squash_gid=0))
+        case "squash_to_uid":
+            return replace(options, union=replace(union, squash_uid=int(_number(word, value, int))))
+        case "squash_to_gid":
+            return replace(options, union=replace(union, squash_gid=int(_number(word, value, int))))
+        case "uidmapping":
+            return replace(options, union=replace(union, uid_map=_id_map(word, value)))
+        case "gidmapping":
+            return replace(options, union=replace(union, gid_map=_id_map(word, value)))
+        case "xattr_permissions":
+            level = int(_number(word, value, int))
+            return replace(options, union=replace(union, xattr_permissions=level))
+        case "suid" | "nosuid":
+            return replace(options, suid=word == "suid")
+        case "dev" | "nodev":
+            return replace(options, dev=word == "dev")
+        case "exec" | "noexec":
+            return replace(options, noexec=word == "noexec")
+        case "atime" | "noatime":
+            return replace(options, atime=word == "atime")
+        case "allow_other":
+            return replace(options, allow_other=True)
+        case "allow_root":
+            return replace(options, allow_root=True)
+        case "fsname":
+            return replace(options, fsname=value)
+        case "subtype":
+            return replace(options, subtype=value)
+        case "debug":
+            return replace(options, debug=True)
+        case "engine":
+            return replace(options, engine=value)
+    return options if word in _IGNORED or word.startswith("x-") else None
+
+
+# -- checks that look at the filesystem ------------------------------------------
+
+
+def _is_inside(inner: bytes, outer: bytes) -> bool:
+    return inner == outer or inner.startswith(outer.rstrip(b"/") + b"/")
+
+
+def _directory(path: bytes, what: str) -> bytes:
+    real = os.path.realpath(path)
+    try:
+        mode = os.stat(real).st_mode
+    except OSError as error:
+        hint = "create it first" if what != "lower" else ""
+        raise UserError(f"{what} {os.fsdecode(path)}: {error.strerror}", hint) from None
+    if not stat.S_ISDIR(mode):
+        raise UserError(f"{what} {os.fsdecode(path)}: not a directory")
+    return real
+
+
+def check(options: MountOptions) -> MountOptions:
+    """The same options with absolute paths, after every check that needs no lock.
+
+    Raises:
+        UserError: one line and a hint.
+    """
+    union = options.union
+    lowers = tuple(_directory(path, "lower") for path in union.lowers)
+    mountpoint = options.mountpoint
+    if not mountpoint.startswith("/dev/fd/"):
+        mountpoint = os.fsdecode(_directory(os.fsencode(mountpoint), "mount point"))
+    if union.upper is None:
+        if union.work is not None:
+            raise UserError("a work directory without an upper", "give upperdir= as well")
+        union = replace(union, lowers=lowers, read_only=True, mountpoint=os.fsencode(mountpoint))
+        return replace(options, union=union, mountpoint=mountpoint)
+    upper = _directory(union.upper, "upper")
+    work = _work_directory(upper, union.work)
+    for lower in lowers:
+        if lower == upper:
+            raise UserError(f"upper and lower are the same directory: {os.fsdecode(upper)}")
+        if _is_inside(lower, upper):
+            raise UserError(
+                f"lower {os.fsdecode(lower)} lies inside the upper {os.fsdecode(upper)}"
+            )
+        if _is_inside(lower, work):
+            raise UserError(
+                f"lower {os.fsdecode(lower)} lies inside the work directory {os.fsdecode(work)}"
+            )
+    if _is_inside(work, upper):
+        raise UserError(
+            f"work directory {os.fsdecode(work)} lies inside the upper",
+            "give a directory beside it with --work",
+        )
+    if _is_inside(upper, work):
+        raise UserError(f"upper {os.fsdecode(upper)} lies inside the work directory")
+    union = replace(
+        union, lowers=lowers, upper=upper, work=work, mountpoint=os.fsencode(mountpoint)
+    )
+    return replace(options, union=union, mountpoint=mountpoint)
+
+
+def _work_directory(upper: bytes, work: bytes | None) -> bytes:
+    hint = "give an empty directory on the same filesystem with --work"
+    if os.statvfs(upper).f_flag & os.ST_RDONLY:
+        raise UserError(f"upper {os.fsdecode(upper)} is on a read-only filesystem")
+    if not os.access(upper, os.W_OK | os.X_OK):
+        raise UserError(f"upper {os.fsdecode(upper)} is not writable")
+    if work is None:
+        work = upper.rstrip(b"/") + b".work"
+        parent = os.path.dirname(work) or b"/"
+        if os.stat(parent).st_dev != os.stat(upper).st_dev:
+            raise UserError(
+                f"the place beside the upper ({os.fsdecode(work)}) is on another filesystem", hint
+            )
+        if not os.path.isdir(work):
+            try:
+                os.mkdir(work, 0o700)
+            except OSError as error:
+                raise UserError(
+                    f"work directory {os.fsdecode(work)}: {error.strerror}", hint
+                ) from None
+    real = _directory(work, "work directory")
+    if os.stat(real).st_dev != os.stat(upper).st_dev:
+        raise UserError(
+            f"upper {os.fsdecode(upper)} and work directory {os.fsdecode(real)}"
+            " are on different filesystems",
+            hint,
+        )
+    if not os.access(real, os.W_OK | os.X_OK):
+        raise UserError(f"work directory {os.fsdecode(real)} is not writable", hint)
+    return real

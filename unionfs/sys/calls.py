@@ -1,0 +1,294 @@
+"""System calls that the ``os`` module does not offer.
+
+Each function is named after its manual page, takes raw bytes names and file
+descriptors, and raises :class:`OSError`. No policy lives here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from typing import Final, NamedTuple
+
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_NOATIME: Final = 1024
+MNT_DETACH: Final = 2
+
+FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
+FALLOC_FL_ZERO_RANGE: Final = 16
+
+UTIME_NOW: Final = (1 << 30) - 1
+UTIME_OMIT: Final = (1 << 30) - 2
+
+AT_EMPTY_PATH: Final = 0x1000
+AT_NO_AUTOMOUNT: Final = 0x800
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_STATX_DONT_SYNC: Final = 0x4000
+STATX_BASIC_STATS: Final = 0x7FF
+STATX_BTIME: Final = 0x800
+STATX_MNT_ID: Final = 0x1000
+
+RESOLVE_NO_XDEV: Final = 1
+RESOLVE_NO_MAGICLINKS: Final = 2
+RESOLVE_NO_SYMLINKS: Final = 4
+RESOLVE_BENEATH: Final = 8
+
+_SYS_OPENAT2: Final = 437
+_SYS_FCHMODAT2: Final = 452
+_FICLONE: Final = 0x40049409
+_FS_IOC_GETFSUUID: Final = 0x80111500
+_SYNC_FILE_RANGE_WRITE: Final = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_long = ctypes.c_long
+_ulong = ctypes.c_ulong
+_i64 = ctypes.c_int64
+_libc.syscall.restype = ctypes.c_long
+_libc.mount.argtypes = [
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    _ulong,
+    ctypes.c_char_p,
+]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.renameat2.argtypes = [
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+]
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, _i64, _i64]
+_libc.sync_file_range.argtypes = [ctypes.c_int, _i64, _i64, ctypes.c_uint]
+_libc.syncfs.argtypes = [ctypes.c_int]
+_libc.utimensat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]
+_libc.statx.argtypes = [
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_char_p,
+]
+_libc.prctl.argtypes = [ctypes.c_int, _ulong, _ulong, _ulong, _ulong]
+_malloc_trim = getattr(_libc, "malloc_trim", None)
+
+_TIMESPECS = struct.Struct("=qqqq")
+_OPEN_HOW = struct.Struct("=QQQ")
+# struct statx, include/uapi/linux/stat.h: the fields up to stx_mnt_id.
+_STATX = struct.Struct("=IIQIIIHHQQQQ qIi qIi qIi qIi IIII Q")
+
+
+def _failed(*paths: bytes) -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code), *(os.fsdecode(path) for path in paths[:1]))
+
+
+def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
+    """renameat2(2)."""
+    if _libc.renameat2(old_dir, old, new_dir, new, flags) == -1:
+        raise _failed(old)
+
+
+def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) -> None:
+    """mount(2)."""
+    if _libc.mount(source, target, fstype, flags, data) == -1:
+        raise _failed(target)
+
+
+def umount2(target: bytes, flags: int) -> None:
+    """umount2(2)."""
+    if _libc.umount2(target, flags) == -1:
+        raise _failed(target)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2); offset and length in bytes."""
+    if _libc.fallocate(fd, mode, offset, length) == -1:
+        raise _failed()
+
+
+def start_writeback(fd: int) -> None:
+    """Ask for the dirty pages of ``fd`` to be written, without waiting: sync_file_range(2).
+
+    Errors are ignored: this is a hint, fsync(2) is the promise.
+    """
+    _libc.sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2)."""
+    if _libc.syncfs(fd) == -1:
+        raise _failed()
+
+
+def utimensat(
+    dir_fd: int, name: bytes, atime: tuple[int, int], mtime: tuple[int, int], *, empty: bool = False
+) -> None:
+    """utimensat(2) on the name itself, never through a symlink.
+
+    Times are (seconds, nanoseconds); nanoseconds may be UTIME_NOW or UTIME_OMIT.
+    ``empty`` acts on ``dir_fd`` itself (AT_EMPTY_PATH, Linux 5.8).
+    """
+    flags = AT_EMPTY_PATH if empty else AT_SYMLINK_NOFOLLOW
+    if _libc.utimensat(dir_fd, name, _TIMESPECS.pack(*atime, *mtime), flags) == -1:
+        raise _failed(name)
+
+
+class Statx(NamedTuple):
+    """What only statx(2) tells: birth time in nanoseconds and mount id (0: unknown)."""
+
+    mode: int
+    ino: int
+    btime_ns: int
+    mount_id: int
+
+
+def statx(dir_fd: int, name: bytes) -> Statx:
+    """statx(2) of the name itself, without asking a remote server or triggering an automount.
+
+    With an empty name it is ``dir_fd`` itself.
+    """
+    flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC
+    if not name:
+        flags |= AT_EMPTY_PATH
+    buffer = ctypes.create_string_buffer(256)
+    mask = STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID
+    if _libc.statx(dir_fd, name, flags, mask, buffer) == -1:
+        raise _failed(name)
+    fields = _STATX.unpack_from(buffer)
+    got, mode, ino = fields[0], fields[6], fields[8]
+    btime = fields[15] * 1_000_000_000 + fields[16] if got & STATX_BTIME else 0
+    return Statx(mode, ino, btime, fields[28] if got & STATX_MNT_ID else 0)
+
+
+def open_beneath(dir_fd: int, name: bytes, flags: int) -> int:
+    """openat2(2): open ``name`` without leaving ``dir_fd``, its mount, or passing a symlink.
+
+    Where openat2 does not exist (or a sandbox forbids it), a single component
+    opened with O_NOFOLLOW gives the same but for the mount check.
+    """
+    how = _OPEN_HOW.pack(
+        flags | os.O_CLOEXEC, 0, RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
+    )
+    fd: int = _libc.syscall(
+        _long(_SYS_OPENAT2), _long(dir_fd), ctypes.c_char_p(name), how, _long(len(how))
+    )
+    if fd >= 0:
+        return fd
+    if ctypes.get_errno() in (errno.ENOSYS, errno.EPERM) and b"/" not in name:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    raise _failed(name)
+
+
+_have_fchmodat2 = True
+
+
+def chmod_nofollow(dir_fd: int, name: bytes, mode: int) -> None:
+    """fchmodat2(2) with AT_SYMLINK_NOFOLLOW; before Linux 6.6 through /proc/self/fd."""
+    global _have_fchmodat2
+    if _have_fchmodat2:
+        result = _libc.syscall(
+            _long(_SYS_FCHMODAT2),
+            _long(dir_fd),
+            ctypes.c_char_p(name),
+            _long(mode),
+            _long(AT_SYMLINK_NOFOLLOW),
+        )
+        if result == 0:
+            return
+        if ctypes.get_errno() != errno.ENOSYS:
+            raise _failed(name)
+        _have_fchmodat2 = False
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.chmod(b"/proc/self/fd/%d" % fd, mode)
+    finally:
+        os.close(fd)
+
+
+def ficlone(dst: int, src: int) -> bool:
+    """FICLONE (ioctl_ficlonerange(2)); False where this pair of files cannot share blocks."""
+    try:
+        fcntl.ioctl(dst, _FICLONE, src)
+    except OSError as error:
+        if error.errno in _CANNOT_CLONE:
+            return False
+        raise
+    return True
+
+
+_CANNOT_CLONE: Final = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM}
+)
+
+
+def filesystem_id(fd: int) -> bytes:
+    """Something that names the filesystem of ``fd`` and survives a remount, where that exists.
+
+    FS_IOC_GETFSUUID (Linux 6.9), else statfs(2)'s f_fsid, which the large
+    filesystems derive from their UUID or device.
+    """
+    buffer = bytearray(17)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFSUUID, buffer, True)
+        if 0 < buffer[0] <= 16:
+            return bytes(buffer[1 : 1 + buffer[0]])
+    except OSError:
+        pass
+    return b"fsid:%x" % os.fstatvfs(fd).f_fsid
+
+
+def trim_heap() -> None:
+    """Give freed heap pages back to the kernel: malloc_trim(3), where the C library has it."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
+def set_process_name(name: bytes) -> None:
+    """prctl(PR_SET_NAME)."""
+    _libc.prctl(15, ctypes.cast(ctypes.c_char_p(name), ctypes.c_void_p).value or 0, 0, 0, 0)
+
+
+_CAP_DAC_OVERRIDE: Final = 1
+_CAP_FSETID: Final = 4
+_CAP_SYS_ADMIN: Final = 21
+
+
+def effective_capabilities() -> int:
+    """The effective set of this thread as a bit mask, from /proc/self/status."""
+    with open("/proc/thread-self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"CapEff:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+def has_dac_override() -> bool:
+    """CAP_DAC_OVERRIDE in the current user namespace."""
+    return bool(effective_capabilities() >> _CAP_DAC_OVERRIDE & 1)
+
+
+def has_sys_admin() -> bool:
+    """CAP_SYS_ADMIN in the current user namespace."""
+    return bool(effective_capabilities() >> _CAP_SYS_ADMIN & 1)
+
+
+def in_initial_user_namespace() -> bool:
+    """Whether /proc/self/uid_map is the identity over all ids (user_namespaces(7))."""
+    try:
+        with open("/proc/self/uid_map", "rb") as uid_map:
+            return uid_map.read().split() == [b"0", b"0", b"4294967295"]
+    except OSError:
+        return True

@@ -1,0 +1,124 @@
+"""Values that cross the border between the union and its engines."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Attr(NamedTuple):
+    """stat(2) data, in the order of ``struct fuse_attr`` (include/uapi/linux/fuse.h).
+
+    Times are seconds and nanoseconds; ``blocks`` counts 512 bytes; ``rdev`` is
+    in the kernel's 32-bit encoding.
+    """
+
+    ino: int
+    size: int
+    blocks: int
+    atime: int
+    mtime: int
+    ctime: int
+    atimensec: int
+    mtimensec: int
+    ctimensec: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    blksize: int
+    flags: int
+
+
+class SetAttr(NamedTuple):
+    """What a SETATTR changes; None leaves a field.
+
+    Times are (seconds, nanoseconds); nanoseconds may be UTIME_NOW.
+    """
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime: tuple[int, int] | None = None
+    mtime: tuple[int, int] | None = None
+    kill_suidgid: bool = False
+
+
+class Caller(NamedTuple):
+    """Who asks: ids as seen in the union's user namespace, and the umask of a creating call."""
+
+    uid: int
+    gid: int
+    umask: int = 0
+
+
+class DirEntry(NamedTuple):
+    """One name of a listing; ``cookie`` continues after it. ``attr`` is None in a plain READDIR."""
+
+    cookie: int
+    name: bytes
+    ino: int
+    kind: int
+    attr: Attr | None
+
+
+@dataclass(frozen=True, slots=True)
+class IdMap:
+    """uidmapping/gidmapping of the mount_program contract: triples (container, host, count)."""
+
+    ranges: tuple[tuple[int, int, int], ...] = ()
+
+    def to_view(self, number: int) -> int:
+        """An id on disk as the union shows it; 65534 where it has no name there."""
+        for container, host, count in self.ranges:
+            if host <= number < host + count:
+                return number - host + container
+        return 65534 if self.ranges else number
+
+    def to_disk(self, number: int) -> int:
+        """An id of the union as it is on disk; -1 where it has none."""
+        for container, host, count in self.ranges:
+            if container <= number < container + count:
+                return number - container + host
+        return -1 if self.ranges else number
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything a union is told at mount, resolved to absolute paths.
+
+    ``timeout`` is seconds until names and attributes are checked again (None: never).
+    ``xattr_permissions`` 2 keeps owners and modes in ``user.containers.override_stat``.
+    """
+
+    lowers: tuple[bytes, ...]
+    upper: bytes | None = None
+    work: bytes | None = None
+    mountpoint: bytes | None = None
+    redirect_dir: str = "copy"
+    volatile: bool = False
+    timeout: float | None = None
+    noacl: bool = False
+    noxattrs: bool = False
+    static_nlink: bool = False
+    squash_uid: int | None = None
+    squash_gid: int | None = None
+    uid_map: IdMap = field(default_factory=IdMap)
+    gid_map: IdMap = field(default_factory=IdMap)
+    xattr_permissions: int = 0
+    writeback: bool = False
+    read_only: bool = False
+
+
+def encode_rdev(device: int) -> int:
+    """The kernel's new_encode_dev (include/linux/kdev_t.h)."""
+    major, minor = os.major(device), os.minor(device)
+    return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
+
+
+def decode_rdev(number: int) -> int:
+    """The kernel's new_decode_dev."""
+    return os.makedev((number & 0xFFF00) >> 8, (number & 0xFF) | ((number >> 12) & 0xFFF00))

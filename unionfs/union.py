@@ -1,0 +1,568 @@
+"""The union's state: layers, inodes, listings, and how a name becomes an inode.
+
+Everything here runs inside the monitor. Reading only; changes are in
+``copyup``, ``create``, ``remove`` and ``rename``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+
+from unionfs import formats
+from unionfs.fds import Descriptors, raise_open_files_limit
+from unionfs.inode import ROOT_INO, Inode, InodeTable
+from unionfs.layer import Entry, Layer, LayerDir, edit_stat, hash_ino, override_stat
+from unionfs.listing import Listing
+from unionfs.monitor import Monitor
+from unionfs.resolve import Says, merge, resolve
+from unionfs.sys import calls
+from unionfs.types import Attr, Options, encode_rdev
+from unionfs.upper import Upper
+
+_INO_BITS = 48
+_ALT = 1 << 62
+_SECOND = 1_000_000_000
+_HUGE_DIR = 8 << 20
+_LISTED_NAMES = 200_000
+
+
+class Union:
+    """A stack of layers shown as one tree.
+
+    Attributes:
+        layers: by ``Layer.index``; ``layers[0]`` is the upper, None in a read-only union.
+        table: inodes that the kernel knows.
+        root: inode 1.
+        listed_names: names in cached listings.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.monitor = Monitor()
+        self.fds = Descriptors(raise_open_files_limit())
+        self.layers: list[Layer | None] = [None]
+        self.upper: Upper | None = None
+        self.table = InodeTable()
+        self.can_override = calls.has_dac_override()
+        self._spaces: dict[bytes, int] = {}
+        self._listed: OrderedDict[Inode, None] = OrderedDict()
+        self.listed_names = 0
+        self.timeout = options.timeout
+        self.seen_redirect = False
+        self.link_scans: dict[int, dict[int, list[bytes]]] = {}
+        try:
+            self._open_layers()
+        except BaseException:
+            self.close()
+            raise
+        self.root = self._make_root()
+
+    def _open_layers(self) -> None:
+        options = self.options
+        if options.upper is not None:
+            layer = Layer(options.upper, 0, self.fds)
+            self.layers[0] = layer
+            assert options.work is not None
+            self.upper = Upper(layer, options.work)
+        for index, path in enumerate(options.lowers, 1):
+            self.layers.append(Layer(path, index, self.fds))
+        seen: set[bytes] = set()
+        for known in self.layers:
+            if known is not None:
+                known.space = self.space_of(known.fs)
+                known.shared_fs = known.fs in seen
+                if not known.is_upper:
+                    seen.add(known.fs)
+
+    def _make_root(self) -> Inode:
+        root = Inode(ROOT_INO, ROOT_INO, stat.S_IFDIR)
+        stack: list[LayerDir] = []
+        for layer in self.layers:
+            if layer is None:
+                continue
+            layer.root.load_marks()
+            stack.append(layer.root)
+            if layer.root.opaque:
+                break
+        root.dirs = stack
+        root.upper = stack[0].layer.is_upper
+        root.nlookup = 1
+        self.table[ROOT_INO] = root
+        return root
+
+    def close(self) -> None:
+        """Close every descriptor and release the locks."""
+        for inode in list(self.table.values()):
+            self.fds.release(inode)
+        self.table.clear()
+        roots = {layer.root for layer in self.layers if layer is not None}
+        for directory in list(self.fds.dirs):
+            if directory not in roots:
+                self.fds.drop_dir(directory)
+        self.fds.close_all()
+        for layer in self.layers:
+            if layer is not None:
+                layer.close()
+        if self.upper is not None:
+            self.upper.close()
+            self.upper = None
+        self.layers = [None]
+
+    # -- writing side ----------------------------------------------------------
+
+    def need_upper(self) -> Upper:
+        """The upper layer.
+
+        Raises:
+            OSError: EROFS in a read-only union.
+        """
+        if self.upper is None or self.options.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self.upper
+
+    @staticmethod
+    def updir(inode: Inode) -> LayerDir:
+        """The upper directory of a directory that has one."""
+        assert inode.dirs is not None and inode.upper
+        return inode.dirs[0]
+
+    @staticmethod
+    def lowers_of(inode: Inode) -> list[LayerDir]:
+        """The lower directories merged in a directory."""
+        assert inode.dirs is not None
+        return inode.dirs[1:] if inode.upper else inode.dirs
+
+    # -- inode numbers -----------------------------------------------------------
+
+    def space_of(self, key: bytes) -> int:
+        """The number space of a filesystem: 0 for the first, else from a hash of its id."""
+        space = self._spaces.get(key)
+        if space is None:
+            number = 0
+            if self._spaces:
+                number = hash_ino(b"fs", key) % 0x3FFF or 1
+                taken = set(self._spaces.values())
+                while number << _INO_BITS in taken:
+                    number = number % 0x3FFF + 1
+            space = self._spaces[key] = number << _INO_BITS
+        return space
+
+    @staticmethod
+    def identity_of(layer: Layer, st: os.stat_result) -> bytes:
+        """What identifies a lower file for good: ``filesystem[/layer root]:st_ino``.
+
+        Names of one file in two layers are two files of the union (their link is
+        an accident of storage), so files with several names count per layer.
+        """
+        key = layer.fs.hex().encode()
+        if st.st_nlink > 1 and layer.shared_fs and not stat.S_ISDIR(st.st_mode):
+            key += b"/%d" % layer.root_ino
+        return b"%s:%d" % (key, st.st_ino)
+
+    def number_of(self, entry: Entry) -> int:
+        """The inode number of a name whose topmost entry this is."""
+        layer = entry.dir.layer
+        st = entry.st
+        number = st.st_ino
+        if layer.is_upper and len(self.layers) > 1:
+            assert self.upper is not None
+            if entry.sub is not None:
+                origin = entry.sub.origin
+                if origin is None and self.upper.records:
+                    origin = self.upper.origin_of(entry.dir, entry.name, st)
+            else:
+                origin = self.upper.origin_of(entry.dir, entry.name, st)
+            if origin is not None:
+                key, _, text = origin.rpartition(b":")
+                try:
+                    return self._in_space(self._origin_space(key), int(text))
+                except ValueError:
+                    pass
+        space = layer.space
+        if st.st_nlink > 1 and layer.shared_fs and entry.sub is None and not layer.is_upper:
+            space = self.space_of(b"%s/%d" % (layer.fs, layer.root_ino))
+        return self._in_space(space, number)
+
+    def _origin_space(self, key: bytes) -> int:
+        fs, slash, root = key.partition(b"/")
+        return self.space_of(bytes.fromhex(fs.decode("ascii", "replace")) + slash + root)
+
+    @staticmethod
+    def _in_space(space: int, number: int) -> int:
+        if number >= _ALT:
+            return number
+        if number >> _INO_BITS or number + space <= ROOT_INO:
+            return hash_ino(b"big", b"%d" % space, b"%d" % number)
+        return number + space
+
+    # -- names ---------------------------------------------------------------------
+
+    def says(self, dirs: Sequence[LayerDir], name: bytes) -> Iterator[Entry]:
+        """What each of the merged directories says of ``name``, following redirects."""
+        for position, directory in enumerate(dirs):
+            entry = directory.probe(name)
+            if entry is None:
+                continue
+            yield entry
+            if entry.sub is not None and entry.sub.redirect is not None:
+                self.seen_redirect = True
+                yield from self._says_redirected(
+                    entry.sub.redirect, directory.layer.index, dirs[position + 1 :]
+                )
+                return
+
+    def _says_redirected(
+        self, redirect: bytes, index: int, below: Sequence[LayerDir]
+    ) -> Iterator[Entry]:
+        if not redirect.startswith(b"/"):
+            if b"/" not in redirect and redirect not in (b"", b".", b".."):
+                yield from self.says(below, redirect)
+            return
+        names = [part for part in redirect.split(b"/") if part]
+        if not names or any(part in (b".", b"..") for part in names):
+            return
+        dirs = [layer.root for layer in self.layers[index + 1 :] if layer is not None]
+        for part in names[:-1]:
+            found = resolve(self.says(dirs, part))
+            dirs = [entry.sub for entry in found if entry.sub is not None]
+        yield from self.says(dirs, names[-1])
+
+    def find(self, parent: Inode, name: bytes) -> list[Entry]:
+        """The layers' entries that make up ``name``; empty: it does not exist."""
+        dirs = parent.dirs
+        if dirs is None:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if len(name) > 255:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if parent.parent is None and parent is not self.root:
+            return []
+        listing = self.listing(parent)
+        if listing is not None:
+            note = listing.names.get(name)
+            if note is None:
+                return []
+            if len(dirs) > 1:
+                first = note[0]
+                dirs = [directory for directory in dirs if directory.layer.index >= first]
+        elif name.startswith(formats.WH_PREFIX):
+            return []
+        found = resolve(self.says(dirs, name))
+        if not found and listing is not None:
+            self.forget_listing(parent)  # a lower changed below us
+        return found
+
+    def below(self, parent: Inode, name: bytes) -> list[Entry]:
+        """What the lowers alone would show under ``name``."""
+        lowers = self.lowers_of(parent)
+        return resolve(self.says(lowers, name)) if lowers else []
+
+    # -- inodes -----------------------------------------------------------------
+
+    def inode_for(self, parent: Inode, name: bytes, found: list[Entry]) -> Inode:
+        """The inode of a name, made known if it is not."""
+        top = found[0]
+        st = top.st
+        kind = st.st_mode & 0o170000
+        ino = self.number_of(top)
+        inode = self.table.get(ino)
+        if inode is not None and not self._same(inode, top, kind):
+            ino = hash_ino(b"alt", b"%d" % top.dir.layer.index, b"%d" % st.st_ino)
+            inode = self.table.get(ino)
+            if inode is not None and not self._same(inode, top, kind):
+                ino = hash_ino(b"alt", os.urandom(16))
+                inode = None
+        if inode is None:
+            inode = Inode(ino, st.st_ino, kind)
+            self.table[ino] = inode
+            inode.upper = top.dir.layer.is_upper
+            if top.sub is not None:
+                inode.dirs = [entry.sub for entry in found if entry.sub is not None]
+            else:
+                if not inode.upper:
+                    inode.low = top.dir
+                if kind == stat.S_IFREG and st.st_blocks == 0 and st.st_size > 0:
+                    self._find_metacopy(inode, parent, top)
+        inode.add_link(parent, name)
+        return inode
+
+    def fresh_inode(self, st: os.stat_result) -> Inode:
+        """An inode for a file just made in the upper."""
+        assert self.layers[0] is not None
+        ino = self._in_space(self.layers[0].space, st.st_ino)
+        while ino in self.table:
+            ino = hash_ino(b"alt", os.urandom(16))
+        inode = Inode(ino, st.st_ino, st.st_mode & 0o170000)
+        self.table[ino] = inode
+        return inode
+
+    @staticmethod
+    def _same(inode: Inode, top: Entry, kind: int) -> bool:
+        return (
+            inode.kind == kind
+            and inode.real == top.st.st_ino
+            and inode.upper == top.dir.layer.is_upper
+            and not (inode.is_dir and inode.parent is None and inode.ino != ROOT_INO)
+        )
+
+    def known(self, found: list[Entry]) -> Inode | None:
+        """The inode of what was found, if the kernel knows it."""
+        top = found[0]
+        kind = top.st.st_mode & 0o170000
+        inode = self.table.get(self.number_of(top))
+        if inode is not None and self._same(inode, top, kind):
+            return inode
+        alt = hash_ino(b"alt", b"%d" % top.dir.layer.index, b"%d" % top.st.st_ino)
+        inode = self.table.get(alt)
+        return inode if inode is not None and self._same(inode, top, kind) else None
+
+    def _find_metacopy(self, inode: Inode, parent: Inode, top: Entry) -> None:
+        """A file whose data is in a layer beneath (overlayfs: metacopy)."""
+        if top.dir.first_xattr(top.name, formats.METACOPY_NAMES) is None:
+            return
+        assert parent.dirs is not None
+        name = top.name
+        redirect = top.dir.first_xattr(name, tuple(formats.REDIRECT_NAMES))
+        below = [d for d in parent.dirs if d.layer.index > top.dir.layer.index]
+        answers: Iterable[Entry]
+        if redirect is not None:
+            answers = self._says_redirected(redirect, top.dir.layer.index, below)
+        else:
+            answers = self.says(below, name)
+        for entry in answers:
+            if entry.says is not Says.FILE or not stat.S_ISREG(entry.st.st_mode):
+                break
+            if entry.dir.first_xattr(entry.name, formats.METACOPY_NAMES) is None:
+                inode.data = (entry.dir, entry.name)
+                return
+        raise OSError(errno.EIO, "metacopy file without data", os.fsdecode(top.name))
+
+    def get(self, ino: int) -> Inode:
+        """The inode with a number that the kernel holds.
+
+        Raises:
+            OSError: ESTALE, which a correct kernel never causes.
+        """
+        inode = self.table.get(ino)
+        if inode is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return inode
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel gives up ``count`` references."""
+        inode = self.table.get(ino)
+        if inode is None or ino == ROOT_INO:
+            return
+        inode.nlookup -= count
+        if inode.nlookup <= 0 and not inode.children:
+            self._drop(inode)
+
+    def _drop(self, inode: Inode) -> None:
+        while True:
+            if inode.busy or inode.users:
+                return
+            self.table.pop(inode.ino, None)
+            self.forget_listing(inode)
+            if inode.dirs is not None:
+                for directory in inode.dirs:
+                    self.fds.drop_dir(directory)
+            self.fds.release(inode)
+            if inode.orphan is not None and self.upper is not None:
+                self.upper.drop_orphan(inode.orphan)
+                inode.orphan = None
+            parents = [parent for parent, _ in inode.links()]
+            inode.parent, inode.more = None, None
+            rest = None
+            for parent in parents:
+                parent.children -= 1
+                if not parent.children and parent.nlookup <= 0 and parent.ino != ROOT_INO:
+                    if rest is not None:
+                        self._drop(rest)
+                    rest = parent
+            if rest is None:
+                return
+            inode = rest
+
+    # -- attributes ----------------------------------------------------------------
+
+    def stat(self, inode: Inode) -> os.stat_result:
+        """Attributes on disk of an inode, wherever it is now."""
+        if inode.dirs is not None:
+            if inode.parent is None and inode is not self.root:
+                return self._stat_detached(inode)
+            return inode.dirs[0].stat_self()
+        parent = inode.parent
+        if parent is None:
+            return self._stat_detached(inode)
+        if inode.upper:
+            assert parent.dirs is not None
+            directory = parent.dirs[0]
+            if inode.fd >= 0 and directory.layer.override is None:
+                return os.fstat(inode.fd)
+            return directory.stat(inode.name)
+        assert inode.low is not None
+        return inode.low.stat(inode.name)
+
+    def _stat_detached(self, inode: Inode) -> os.stat_result:
+        if inode.fd >= 0:
+            st = os.fstat(inode.fd)
+            layer = self.layers[0]
+            if inode.upper and layer is not None and layer.override is not None:
+                try:
+                    value = os.getxattr(b"/proc/self/fd/%d" % inode.fd, layer.override)
+                except OSError:
+                    return st
+                return override_stat(st, value)
+            return st
+        if inode.orphan is not None and self.upper is not None:
+            st = os.stat(inode.orphan, dir_fd=self.upper.orphan_fd, follow_symlinks=False)
+            return edit_stat(st, st_nlink=max(0, st.st_nlink - 1))
+        if inode.low is not None:
+            return edit_stat(inode.low.stat(inode.name), st_nlink=0)
+        if inode.dirs is not None and not inode.upper:
+            return inode.dirs[0].stat_self()
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def attr(self, inode: Inode, st: os.stat_result) -> Attr:
+        """What the union shows for an inode with ``st`` on disk."""
+        mode, _, _, nlink, uid, gid, size = st[:7]
+        atime, atimensec = divmod(st.st_atime_ns, _SECOND)
+        mtime, mtimensec = divmod(st.st_mtime_ns, _SECOND)
+        ctime, ctimensec = divmod(st.st_ctime_ns, _SECOND)
+        rdev = 0
+        if inode.dirs is not None:
+            if inode.parent is None and inode.ino != ROOT_INO:
+                nlink = 0
+            elif len(inode.dirs) > 1 and not self.options.static_nlink:
+                listing = self.listing(inode)
+                nlink = 1 if listing is None else 2 + listing.subdirs
+        elif st.st_rdev:
+            rdev = encode_rdev(st.st_rdev)
+        options = self.options
+        if options.uid_map.ranges:
+            uid = options.uid_map.to_view(uid)
+        if options.gid_map.ranges:
+            gid = options.gid_map.to_view(gid)
+        if options.squash_uid is not None:
+            uid = options.squash_uid
+        if options.squash_gid is not None:
+            gid = options.squash_gid
+        return Attr(
+            inode.ino,
+            size,
+            st.st_blocks,
+            atime,
+            mtime,
+            ctime,
+            atimensec,
+            mtimensec,
+            ctimensec,
+            mode,
+            nlink,
+            uid,
+            gid,
+            rdev,
+            st.st_blksize,
+            0,
+        )
+
+    def renamed_dirs(self) -> bool:
+        """Whether directories may stand elsewhere than in the lowers (redirects)."""
+        return self.options.redirect_dir == "on" or self.seen_redirect
+
+    # -- data ------------------------------------------------------------------------
+
+    def open_lower_data(self, inode: Inode) -> int:
+        """A descriptor, of the caller's, for reading the data of a file not (wholly) in the upper.
+
+        Raises:
+            OSError: ESTALE if another file has taken its place below.
+        """
+        where = inode.data
+        if where is None:
+            assert inode.low is not None
+            where = (inode.low, inode.name)
+        directory, name = where
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            fd = os.open(name, flags | os.O_NOATIME, dir_fd=directory.dirfd())
+        except PermissionError:
+            fd = os.open(name, flags, dir_fd=directory.dirfd())
+        if inode.data is None and os.fstat(fd).st_ino != inode.real:
+            os.close(fd)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return fd
+
+    # -- listings --------------------------------------------------------------------
+
+    def listing(self, inode: Inode) -> Listing | None:
+        """The merged listing of a directory; None for one too large to keep for lookups.
+
+        Raises:
+            OSError: a layer's directory cannot be read.
+        """
+        listing = inode.listing
+        if listing is not None:
+            if self.timeout is None or time.monotonic() - listing.stamp < self.timeout:
+                return listing
+            self.forget_listing(inode)
+        assert inode.dirs is not None
+        if len(inode.dirs) < 8:
+            for directory in inode.dirs:
+                if not directory.masked and os.fstat(directory.dirfd()).st_size > _HUGE_DIR:
+                    return None
+        return self.build_listing(inode)
+
+    def build_listing(self, inode: Inode) -> Listing:
+        """Read the listing of a directory from its layers and keep it."""
+        if inode.listing is not None:
+            return inode.listing
+        assert inode.dirs is not None
+
+        def read(directory: LayerDir) -> Iterator[tuple[bytes, Says, tuple[int, int]]]:
+            index = directory.layer.index
+            for name, says, kind in directory.scan():
+                yield name, says, (index, kind)
+
+        listing = Listing(merge(map(read, inode.dirs)), time.monotonic())
+        self.keep_listing(inode, listing)
+        return listing
+
+    def keep_listing(self, inode: Inode, listing: Listing) -> None:
+        """Attach a listing and let the oldest go when there are too many names."""
+        inode.listing = listing
+        self._listed[inode] = None
+        self.listed_names += len(listing) + 8
+        while self.listed_names > _LISTED_NAMES and len(self._listed) > 1:
+            oldest = next(iter(self._listed))
+            if oldest is inode:
+                self._listed.move_to_end(inode)
+                continue
+            self.forget_listing(oldest)
+
+    def forget_listing(self, inode: Inode) -> None:
+        """Drop a listing; it is read again when needed."""
+        if inode.listing is not None:
+            self.listed_names -= len(inode.listing) + 8
+            inode.listing = None
+            self._listed.pop(inode, None)
+
+    def note_name(self, parent: Inode, name: bytes, kind: int) -> None:
+        """A name of the upper appeared or replaced one."""
+        listing = parent.listing
+        if listing is not None:
+            before = len(listing)
+            listing.put(name, 0, kind)
+            self.listed_names += len(listing) - before
+
+    def note_gone(self, parent: Inode, name: bytes, *, whiteout: bool) -> None:
+        """A name went; ``whiteout``: one lies in the upper now."""
+        listing = parent.listing
+        if listing is not None:
+            before = len(listing)
+            listing.remove(name, whiteout=whiteout)
+            self.listed_names += len(listing) - before
