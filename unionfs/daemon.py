@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import time
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, NoReturn, Protocol
 
 from unionfs import __version__, hardlinks, masks
 from unionfs.errors import UserError
@@ -149,7 +149,11 @@ class Daemon:
         return json.dumps(state).encode()
 
     def serve(self, ready: int | None) -> int:
-        """Serve until unmounted; tells ``ready`` (a pipe) when the mount answers. The exit code."""
+        """Serve until unmounted; tells ``ready`` (a pipe) when the mount answers. The exit code.
+
+        Raises:
+            UserError: the engine cannot serve here; nothing is left mounted.
+        """
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write)
         wanted: list[int] = []
@@ -159,7 +163,7 @@ class Daemon:
         self.engine.start()
         while not self.engine.ready.wait(0.05):
             if self.engine.done.is_set():
-                return 1
+                self._abandon()
         if ready is not None:
             os.write(ready, b"1")
             os.close(ready)
@@ -168,6 +172,18 @@ class Daemon:
         self._poll(wake_read, wanted)
         self._finish()
         return 0
+
+    def _abandon(self) -> NoReturn:
+        """The engine ended before it had begun: leave nothing behind."""
+        from unionfs.engine.mounting import unmount
+
+        with contextlib.suppress(UserError):
+            unmount(self.options.mountpoint, lazy=True)
+        self._finish()
+        reason = getattr(self.engine, "last_error", "").strip().rpartition("\n")[2]
+        raise UserError(
+            f"the {self.engine.name} engine cannot serve {self.options.mountpoint}: {reason}"
+        )
 
     def _poll(self, wake_read: int, wanted: list[int]) -> None:
         poll = select.poll()
@@ -211,20 +227,33 @@ class Daemon:
 
 
 def make_engine(options: MountOptions, ops: Ops, fd: int, trace: IO[str] | None) -> Engine:
-    """The direct engine over an open descriptor."""
+    """The engine that the options name, over an open descriptor; ``auto`` is the direct one."""
     from unionfs.engine.direct import DirectEngine, EngineOptions
 
-    return DirectEngine(
-        ops,
-        fd,
-        EngineOptions(
-            writeback=options.union.writeback,
-            acl=options.acl,
-            timeout=options.union.timeout,
-            debug=options.debug,
-            trace=trace,
-        ),
+    told = EngineOptions(
+        writeback=options.union.writeback,
+        acl=options.acl,
+        timeout=options.union.timeout,
+        debug=options.debug,
+        trace=trace,
     )
+    if options.engine == "pyfuse3":
+        from unionfs.engine.pyfuse3 import Pyfuse3Engine
+
+        return Pyfuse3Engine(ops, fd, told)
+    return DirectEngine(ops, fd, told)
+
+
+def _check_engine(name: str) -> None:
+    """Raises UserError for an engine whose library is not here."""
+    if name == "pyfuse3":
+        try:
+            import unionfs.engine.pyfuse3  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"the pyfuse3 engine needs the library pyfuse3: {error}",
+                "pip install 'pyunion[pyfuse3]', or leave --engine out",
+            ) from None
 
 
 def mount(options: MountOptions) -> int:
@@ -235,6 +264,7 @@ def mount(options: MountOptions) -> int:
     """
     from unionfs.engine.mounting import MountRequest, open_mounted
 
+    _check_engine(options.engine)
     os.umask(0)
     trace: IO[str] | None = None
     if options.trace is not None:
@@ -242,10 +272,6 @@ def mount(options: MountOptions) -> int:
             trace = open(options.trace, "w", encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             raise UserError(f"trace file {options.trace}: {error.strerror}") from None
-    if options.engine == "pyfuse3":
-        from unionfs.engine.pyfuse3 import mount as mount_pyfuse3
-
-        return mount_pyfuse3(options, trace)
     union = open_union(options)
     root = calls.has_sys_admin()
     initial = root and calls.in_initial_user_namespace()
@@ -260,6 +286,7 @@ def mount(options: MountOptions) -> int:
         atime=options.atime,
         allow_other=options.allow_other if options.allow_other is not None else root,
         allow_root=options.allow_root,
+        send_umask=options.engine == "pyfuse3" and options.acl,
     )
     try:
         fd = open_mounted(request)
@@ -277,12 +304,15 @@ def _in_background(options: MountOptions, union: Union, fd: int, trace: IO[str] 
     sys.stdout.flush()
     if os.fork():
         os.close(ready_write)
-        answered = os.read(ready_read, 1) == b"1"
+        with open(ready_read, encoding="utf-8", errors="replace") as told:
+            said = told.read()
+        answered = said == "1"
         # The child holds the locks; leave without touching what it shares.
         sys.stderr.flush()
         if not answered:
-            sys.stderr.write("error: the union's daemon died while starting\n")
-        os._exit(0 if answered else 2)
+            sys.stderr.write(said or "error: the union's daemon died while starting\n")
+        sys.stderr.flush()
+        os._exit(0 if answered else 1 if said else 2)
     code = 2
     try:
         os.setsid()
@@ -295,6 +325,9 @@ def _in_background(options: MountOptions, union: Union, fd: int, trace: IO[str] 
         os.close(ready_read)
         calls.set_process_name(b"pyunion")
         code = Daemon(options, union, fd, trace).serve(ready_write)
+    except UserError as error:
+        os.write(ready_write, f"error: {error}\n".encode())
+        code = 1
     except BaseException:
         import traceback
 

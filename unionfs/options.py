@@ -224,6 +224,8 @@ def _apply(options: MountOptions, word: str, value: str) -> MountOptions | None:
         case "debug":
             return replace(options, debug=True)
         case "engine":
+            if value not in ("auto", "direct", "pyfuse3"):
+                raise UserError(f"engine={value}: expected auto, direct or pyfuse3")
             return replace(options, engine=value)
     return options if word in _IGNORED or word.startswith("x-") else None
 

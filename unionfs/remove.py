@@ -51,7 +51,7 @@ def keep_reachable(union: Union, inode: Inode, directory: LayerDir, name: bytes)
 
     An orphan name means that the file must be moved there instead of removed.
     """
-    if inode.pinned or not inode.upper:
+    if inode.pinned or inode.orphan is not None or not inode.upper:
         return None
     if union.fds.pins >= union.fds.max_pins:
         assert union.upper is not None
@@ -98,6 +98,7 @@ def remove_file(
     top = found[0]
     in_upper = top.dir.layer.is_upper
     hides = bool(union.below(parent, name)) if in_upper else True
+    names = top.st.st_nlink - (inode is not None and inode.orphan is not None)
     orphan = None
     if inode is not None and in_upper and len(inode.links()) <= 1:
         orphan = keep_reachable(union, inode, directory, name)
@@ -114,7 +115,7 @@ def remove_file(
         upper.whiteout(directory, name, replace=in_upper)
     else:
         upper.run(steps.Unlink(directory.dirfd(), name))
-    if in_upper and top.st.st_nlink <= 1:
+    if in_upper and names <= 1:
         upper.forget_record(top.st.st_ino)
     if inode is not None:
         inode.drop_link(parent, name)

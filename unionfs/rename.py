@@ -13,7 +13,7 @@ import os
 import stat
 
 from unionfs import formats, steps
-from unionfs.copyup import copy_up, ensure_dir
+from unionfs.copyup import copy_up, ensure_dir, kept_times
 from unionfs.create import check_name, has_whiteout
 from unionfs.inode import Inode
 from unionfs.layer import LayerDir
@@ -67,7 +67,9 @@ def _source(union: Union, parent: Inode, name: bytes) -> Inode:
 def _movable(union: Union, inode: Inode) -> bool:
     if not inode.upper:
         return False
-    if inode.dirs is None or len(inode.dirs) == 1:
+    if inode.dirs is None:
+        return inode.data is None  # metacopy data is found by the name
+    if len(inode.dirs) == 1:
         return True
     return union.options.redirect_dir == "on" and inode.dirs[0].redirect is not None
 
@@ -96,32 +98,34 @@ def make_pure(union: Union, top: Inode) -> None:
     Each step leaves the union showing the same; if one fails, the rest is simply
     still in the lowers.
     """
-    order: list[Inode] = []
-    pending = [top]
-    while pending:
-        inode = pending.pop()
-        ensure_dir(union, inode)
-        order.append(inode)
-        inode.children += 1  # stays in the table while we hold it
-        for name in list(union.build_listing(inode).names):
-            found = union.find(inode, name)
-            if not found:
-                continue
-            top_entry = found[0]
-            if top_entry.sub is None and top_entry.dir.layer.is_upper:
-                continue
-            child = union.inode_for(inode, name, found)
-            if not child.is_dir:
-                copy_up(union, child)
-            elif child.dirs is not None and (len(child.dirs) > 1 or not child.upper):
-                pending.append(child)
-            union.forget(child.ino, 0)
+    order = [top]
+    top.children += 1  # stays in the table while we hold it
     try:
+        for inode in order:
+            ensure_dir(union, inode)
+            for name in list(union.build_listing(inode).names):
+                found = union.find(inode, name)
+                if not found:
+                    continue
+                top_entry = found[0]
+                if (
+                    top_entry.sub is None
+                    and top_entry.dir.layer.is_upper
+                    and not union.may_be_metacopy(top_entry)
+                ):
+                    continue
+                child = union.inode_for(inode, name, found)
+                if not child.is_dir:
+                    copy_up(union, child)
+                elif child.dirs is not None and (len(child.dirs) > 1 or not child.upper):
+                    child.children += 1
+                    order.append(child)
+                union.forget(child.ino, 0)
         for inode in reversed(order):
             if inode.parent is not None and inode.dirs is not None and len(inode.dirs) > 1:
                 _cut_off(union, inode)
     finally:
-        for inode in order:
+        for inode in reversed(order):
             inode.children -= 1
             union.forget(inode.ino, 0)
 
@@ -138,7 +142,8 @@ def _cut_off(union: Union, inode: Inode) -> None:
     for directory in union.lowers_of(inode):
         union.fds.drop_dir(directory)
     inode.dirs = [union.updir(inode)]
-    clear_whiteouts(union, inode)
+    with kept_times(union.updir(inode)):
+        clear_whiteouts(union, inode)
 
 
 def _mark_opaque(union: Union, inode: Inode) -> None:
@@ -148,7 +153,8 @@ def _mark_opaque(union: Union, inode: Inode) -> None:
     upper = union.need_upper()
     parent = directory.parent
     assert parent is not None
-    upper.mark_opaque(directory.proc_path(b""), parent.dirfd(), directory.name)
+    with kept_times(directory):
+        upper.mark_opaque(directory.proc_path(b""), parent.dirfd(), directory.name)
     directory.opaque = True
     directory.xwhiteouts = False
 

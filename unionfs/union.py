@@ -278,15 +278,15 @@ class Union:
                 inode = None
         if inode is None:
             inode = Inode(ino, st.st_ino, kind)
-            self.table[ino] = inode
             inode.upper = top.dir.layer.is_upper
             if top.sub is not None:
                 inode.dirs = [entry.sub for entry in found if entry.sub is not None]
             else:
                 if not inode.upper:
                     inode.low = top.dir
-                if kind == stat.S_IFREG and st.st_blocks == 0 and st.st_size > 0:
+                if kind == stat.S_IFREG and self.may_be_metacopy(top):
                     self._find_metacopy(inode, parent, top)
+            self.table[ino] = inode
         inode.add_link(parent, name)
         return inode
 
@@ -320,14 +320,33 @@ class Union:
         inode = self.table.get(alt)
         return inode if inode is not None and self._same(inode, top, kind) else None
 
+    @staticmethod
+    def may_be_metacopy(top: Entry) -> bool:
+        """Whether it is worth asking a regular file for the mark of overlayfs metacopy.
+
+        Such a file has no blocks, or only that of its attributes, and overlayfs marks the
+        directory of a copied-up file as impure.
+        """
+        st = top.st
+        if st.st_size == 0:
+            return False
+        return st.st_blocks == 0 or top.dir.impure or st.st_blocks * 512 < st.st_size
+
     def _find_metacopy(self, inode: Inode, parent: Inode, top: Entry) -> None:
-        """A file whose data is in a layer beneath (overlayfs: metacopy)."""
-        if top.dir.first_xattr(top.name, formats.METACOPY_NAMES) is None:
-            return
         assert parent.dirs is not None
+        inode.data = self.data_behind(parent.dirs, top)
+
+    def data_behind(self, dirs: Sequence[LayerDir], top: Entry) -> tuple[LayerDir, bytes] | None:
+        """Where the data of a file of the merged ``dirs`` is; None: in the file itself.
+
+        Raises:
+            OSError: EIO, an overlayfs metacopy file whose data no layer beneath has.
+        """
+        if top.dir.first_xattr(top.name, formats.METACOPY_NAMES) is None:
+            return None
         name = top.name
         redirect = top.dir.first_xattr(name, tuple(formats.REDIRECT_NAMES))
-        below = [d for d in parent.dirs if d.layer.index > top.dir.layer.index]
+        below = [d for d in dirs if d.layer.index > top.dir.layer.index]
         answers: Iterable[Entry]
         if redirect is not None:
             answers = self._says_redirected(redirect, top.dir.layer.index, below)
@@ -337,8 +356,7 @@ class Union:
             if entry.says is not Says.FILE or not stat.S_ISREG(entry.st.st_mode):
                 break
             if entry.dir.first_xattr(entry.name, formats.METACOPY_NAMES) is None:
-                inode.data = (entry.dir, entry.name)
-                return
+                return entry.dir, entry.name
         raise OSError(errno.EIO, "metacopy file without data", os.fsdecode(top.name))
 
     def get(self, ino: int) -> Inode:
@@ -408,24 +426,28 @@ class Union:
         return inode.low.stat(inode.name)
 
     def _stat_detached(self, inode: Inode) -> os.stat_result:
-        if inode.fd >= 0:
-            st = os.fstat(inode.fd)
-            layer = self.layers[0]
-            if inode.upper and layer is not None and layer.override is not None:
-                try:
-                    value = os.getxattr(b"/proc/self/fd/%d" % inode.fd, layer.override)
-                except OSError:
-                    return st
-                return override_stat(st, value)
-            return st
+        if inode.low is not None:
+            # The lower's file keeps its names; the union shows none of them.
+            return edit_stat(inode.low.stat(inode.name), st_nlink=0)
         if inode.orphan is not None and self.upper is not None:
             st = os.stat(inode.orphan, dir_fd=self.upper.orphan_fd, follow_symlinks=False)
-            return edit_stat(st, st_nlink=max(0, st.st_nlink - 1))
-        if inode.low is not None:
-            return edit_stat(inode.low.stat(inode.name), st_nlink=0)
-        if inode.dirs is not None and not inode.upper:
+            st = edit_stat(st, st_nlink=max(0, st.st_nlink - 1))
+            path = b"/proc/self/fd/%d/%s" % (self.upper.orphan_fd, inode.orphan)
+        elif inode.fd >= 0:
+            st = os.fstat(inode.fd)
+            path = b"/proc/self/fd/%d" % inode.fd
+        elif inode.dirs is not None and not inode.upper:
             return inode.dirs[0].stat_self()
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        else:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        layer = self.layers[0]
+        if inode.upper and layer is not None and layer.override is not None:
+            try:
+                value = os.getxattr(path, layer.override, follow_symlinks=inode.orphan is None)
+            except OSError:
+                return st
+            return override_stat(st, value)
+        return st
 
     def attr(self, inode: Inode, st: os.stat_result) -> Attr:
         """What the union shows for an inode with ``st`` on disk."""
@@ -440,8 +462,11 @@ class Union:
             elif len(inode.dirs) > 1 and not self.options.static_nlink:
                 listing = self.listing(inode)
                 nlink = 1 if listing is None else 2 + listing.subdirs
-        elif st.st_rdev:
-            rdev = encode_rdev(st.st_rdev)
+        else:
+            if st.st_rdev:
+                rdev = encode_rdev(st.st_rdev)
+            if inode.orphan is not None and inode.parent is not None:
+                nlink -= 1  # another name has turned up; the one in orphans/ is none of the union's
         options = self.options
         if options.uid_map.ranges:
             uid = options.uid_map.to_view(uid)

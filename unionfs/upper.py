@@ -30,7 +30,7 @@ from unionfs.layer import Layer, LayerDir
 from unionfs.sys import calls
 
 OURS: Final = b"pyunion"
-_FOREIGN_OK: Final = frozenset({b"work", b"index", OURS, b"lost+found"})
+FOREIGN_OK: Final = frozenset({b"work", b"index", OURS, b"lost+found"})
 _DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -105,7 +105,7 @@ class Upper:
 
     @staticmethod
     def _may_be_in_work(work: bytes, name: bytes) -> bool:
-        return name in _FOREIGN_OK or (name.isdigit())
+        return name in FOREIGN_OK or (name.isdigit())
 
     def _sub(self, name: bytes) -> int:
         with contextlib.suppress(FileExistsError):
@@ -204,7 +204,11 @@ class Upper:
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, mode, dir_fd=dir_fd)
         if self.after_step is not None:
-            self.after_step(steps.Mknod(dir_fd, name, stat.S_IFREG | mode, 0))
+            try:
+                self.after_step(steps.Mknod(dir_fd, name, stat.S_IFREG | mode, 0))
+            except BaseException:
+                os.close(fd)
+                raise
         return fd
 
     def add_orphan(self, dir_fd: int, name: bytes) -> bytes:

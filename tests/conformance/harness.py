@@ -183,9 +183,10 @@ class Union:
         if self.fs != "pyunion":
             return
         lowers = ":".join(map(str, self.lowers))
-        run_checked(
-            [*command("PYUNION", "pyunion"), "fsck", str(self.upper), "--lower", lowers], 600
-        )
+        words = [*command("PYUNION", "pyunion"), "fsck", str(self.upper), "--lower", lowers]
+        if self.option_form:
+            words += ["--work", str(self.work)]
+        run_checked(words, 600)
 
 
 def processes() -> list[int]:

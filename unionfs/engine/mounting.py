@@ -15,7 +15,10 @@ from unionfs.sys import calls
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """A mount as the kernel or fusermount3 is to make it."""
+    """A mount as the kernel or fusermount3 is to make it.
+
+    ``send_umask`` leaves the umask to the filesystem without FUSE_DONT_MASK; only mount(2) can.
+    """
 
     mountpoint: str
     source: str
@@ -28,6 +31,7 @@ class MountRequest:
     allow_other: bool
     allow_root: bool
     default_permissions: bool = True
+    send_umask: bool = False
 
 
 def open_mounted(request: MountRequest) -> int:
@@ -84,6 +88,9 @@ def _mount(fd: int, request: MountRequest) -> None:
         flags |= calls.MS_NOEXEC
     if not request.atime:
         flags |= calls.MS_NOATIME
+    if request.send_umask:
+        # fuse_fill_super_common (fs/fuse/inode.c) takes the flag for FUSE_DONT_MASK.
+        flags |= calls.MS_POSIXACL
     data = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
     if request.default_permissions:
         data += ",default_permissions"

@@ -22,6 +22,7 @@ MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
 MS_NOATIME: Final = 1024
+MS_POSIXACL: Final = 1 << 16
 MNT_DETACH: Final = 2
 
 FALLOC_FL_KEEP_SIZE: Final = 1
@@ -243,7 +244,7 @@ def filesystem_id(fd: int) -> bytes:
     buffer = bytearray(17)
     try:
         fcntl.ioctl(fd, _FS_IOC_GETFSUUID, buffer, True)
-        if 0 < buffer[0] <= 16:
+        if 0 < buffer[0] <= 16 and any(buffer[1:]):
             return bytes(buffer[1 : 1 + buffer[0]])
     except OSError:
         pass

@@ -1,0 +1,1 @@
+"""Tests of the union filesystem; they mirror the source tree."""
