@@ -191,11 +191,11 @@ def _run_helper(arguments: Sequence[str]) -> int:
     from unionfs.daemon import mount
 
     parsed = helper_parser().parse_intermixed_args(arguments)
+    if "remount" in mount_options.parse_words(parsed.words)[0]:
+        raise UserError("a union cannot be remounted", "unmount it and mount it again")
     options = mount_options.build(
         parsed.words, lowers=[], upper=None, work=None, mountpoint=parsed.mountpoint
     )
-    if "remount" in options.unknown:
-        raise UserError("a union cannot be remounted", "unmount it and mount it again")
     if options.fsname is None and parsed.source != "none":
         options = replace(options, fsname=parsed.source)
     if parsed.fstype.startswith("fuse."):
