@@ -405,13 +405,19 @@ def _is_named(word: str, text: str) -> bool:
     return re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) is not None
 
 
+def _page_of(path: str) -> str:
+    """The manual of a command; that of the command above it, if it has none of its own."""
+    words = path.split()
+    while words and not (MANUALS / f"pyunion-{'-'.join(words)}.1").exists():
+        words.pop()
+    return "-".join(["pyunion", *words]) + ".1"
+
+
 def test_every_option_is_in_its_manual() -> None:
     missing = []
     pages = [("fuse-pyunion.1", program_parser()), ("mount.fuse.pyunion.8", helper_parser())]
     named = [(page, found) for page, parser in pages for found in describe(parser)]
-    for found in describe(make_parser()):
-        page = f"pyunion-{found.path.replace(' ', '-')}.1"
-        named.append((page if (MANUALS / page).exists() else "pyunion.1", found))
+    named += [(_page_of(found.path), found) for found in describe(make_parser())]
     for page, found in named:
         text = _manual(page)
         words = [name for option in found.options for name in option.names]

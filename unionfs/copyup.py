@@ -336,6 +336,8 @@ def _materialise(union: Union, upper: Upper, inode: Inode) -> None:
     if parent is None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     directory = union.updir(parent)
+    # Only in an impure directory is a file that has blocks still asked whether it is metacopy.
+    upper.mark_impure(directory)
     source = union.open_lower_data(inode)
     try:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC

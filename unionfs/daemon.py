@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, NoReturn, Protocol
 
 from unionfs import __version__, hardlinks, masks
 from unionfs.errors import UserError
+from unionfs.live import Changes
 from unionfs.ops import Ops
 from unionfs.options import MountOptions
 from unionfs.sys import calls
@@ -43,6 +44,9 @@ class Engine(Protocol):
 
     def counters(self) -> dict[str, int]:
         """Requests by name."""
+
+    def invalidate(self, changes: Changes) -> None:
+        """Make the kernel ask again for what changed in a lower. Not inside the monitor."""
 
 
 def open_union(options: MountOptions) -> Union:
@@ -140,6 +144,12 @@ class Daemon:
             "open_files": len(union.fds.data),
             "pinned_files": union.fds.pins,
             "resident_bytes": resident_bytes(),
+            "live": [
+                os.fsdecode(layer.path)
+                for layer in union.layers
+                if layer is not None and layer.live
+            ],
+            "unwatched_directories": union.watcher is not None and union.watcher.full,
             "errors": getattr(engine, "errors", 0),
             "last_error": getattr(engine, "last_error", ""),
         }
@@ -190,11 +200,20 @@ class Daemon:
         poll.register(wake_read, select.POLLIN)
         with open(MOUNTINFO, "rb") as mountinfo:
             poll.register(mountinfo.fileno(), select.POLLPRI | select.POLLERR)
+            watched = False
             while not self.engine.done.is_set():
-                events = poll.poll()
-                if any(fd == mountinfo.fileno() for fd, _ in events):
+                if not watched and self.union.watcher is not None:
+                    watched = True
+                    poll.register(self.union.watcher.fd, select.POLLIN)
+                ready = {fd for fd, _ in poll.poll()}
+                if mountinfo.fileno() in ready:
                     with self.union.monitor:
                         masks.update(self.union)
+                if self.union.watcher is not None and self.union.watcher.fd in ready:
+                    with self.union.monitor:
+                        changes = self.union.watcher.read()
+                    if changes:
+                        self.engine.invalidate(changes)
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake_read, 4096)
                 while wanted:
@@ -232,6 +251,7 @@ def make_engine(options: MountOptions, ops: Ops, fd: int, trace: IO[str] | None)
 
     told = EngineOptions(
         writeback=options.union.writeback,
+        copyup_at_open=options.union.copyup_at_open,
         acl=options.acl,
         timeout=options.union.timeout,
         debug=options.debug,
@@ -269,7 +289,9 @@ def mount(options: MountOptions) -> int:
     trace: IO[str] | None = None
     if options.trace is not None:
         try:
-            trace = open(options.trace, "w", encoding="utf-8", errors="surrogateescape")
+            trace = open(  # noqa: SIM115  (lives as long as the mount)
+                options.trace, "w", encoding="utf-8", errors="surrogateescape"
+            )
         except OSError as error:
             raise UserError(f"trace file {options.trace}: {error.strerror}") from None
     union = open_union(options)

@@ -28,6 +28,7 @@ WHITEOUT: Final = b"whiteout"
 IMPURE: Final = b"impure"
 ORIGIN: Final = b"pyunion.origin"
 
+FUSE_OPAQUE: Final = b"user.fuseoverlayfs.opaque"
 OPAQUE_NAMES: Final = frozenset(prefix + OPAQUE for prefix in PRIVATE_PREFIXES)
 REDIRECT_NAMES: Final = frozenset({TRUSTED + REDIRECT, USER + REDIRECT})
 METACOPY_NAMES: Final = (TRUSTED + METACOPY, USER + METACOPY)

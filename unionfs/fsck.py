@@ -24,6 +24,7 @@ from unionfs.findings import ORIGIN_FORM, Finding
 from unionfs.fsck_portable import Rewrite, make_portable
 from unionfs.fsck_repair import repair_upper, repair_work
 from unionfs.fsck_tree import Tree
+from unionfs.hardlinks import read_journal
 from unionfs.sys.mountinfo import read_mounts
 from unionfs.types import Options
 from unionfs.union import Union
@@ -230,18 +231,6 @@ def _check_work(guard: Guard) -> tuple[list[Finding], dict[int, tuple[int, bytes
         else:
             records[int(name)] = record
     return found, records
-
-
-def read_journal(path: bytes) -> list[bytes] | None:
-    """The names that a journal entry promises (``hardlinks.publish``); None: malformed."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as journal:
-            paths = [bytes.fromhex(line.decode("ascii")) for line in journal.read().split()]
-    except (OSError, ValueError):
-        return None
-    inside = all(not {b"", b".", b".."} & set(name.split(b"/")) for name in paths)
-    return paths if inside else None
 
 
 def _read_record(path: bytes) -> tuple[int, bytes] | None:

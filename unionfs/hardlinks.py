@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from unionfs import steps
 from unionfs.inode import Inode
 from unionfs.layer import Layer, LayerDir
+from unionfs.upper import remove_tree
 
 if TYPE_CHECKING:
     from unionfs.union import Union
@@ -146,6 +147,7 @@ def publish(upper: Upper, temp: bytes, names: list[tuple[LayerDir, bytes]]) -> N
     )
     try:
         os.write(fd, lines)
+        os.fdatasync(fd)
     finally:
         os.close(fd)
     upper.run(steps.Rename(upper.stage_fd, draft, upper.journal_fd, temp))
@@ -164,14 +166,26 @@ def publish(upper: Upper, temp: bytes, names: list[tuple[LayerDir, bytes]]) -> N
     upper.run(steps.Unlink(upper.stage_fd, temp), steps.Unlink(upper.journal_fd, temp))
 
 
+def read_journal(path: bytes, dir_fd: int | None = None) -> list[bytes] | None:
+    """The names, relative to the upper, that a journal entry promises; None: malformed."""
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(path, flags, dir_fd=dir_fd)
+        with os.fdopen(fd, "rb") as journal:
+            paths = [bytes.fromhex(line.decode("ascii")) for line in journal.read().split()]
+    except (OSError, ValueError):
+        return None
+    inside = all(not {b"", b".", b".."} & set(name.split(b"/")) for name in paths)
+    return paths if inside else None
+
+
 def complete_journal(upper: Upper) -> int:
     """Finish what a crash interrupted; the number of files completed. Call before ``sweep``."""
     count = 0
     for text in sorted(os.listdir(upper.journal_fd)):
         temp = os.fsencode(text)
-        fd = os.open(temp, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=upper.journal_fd)
-        with os.fdopen(fd, "rb") as journal:
-            paths = [bytes.fromhex(line.decode("ascii")) for line in journal.read().split()]
+        # An entry that cannot be read was torn before the first link: the old state stands.
+        paths = read_journal(temp, upper.journal_fd) or []
         for path in paths:
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 os.link(
@@ -181,6 +195,6 @@ def complete_journal(upper: Upper) -> int:
                     dst_dir_fd=upper.upper_fd,
                     follow_symlinks=False,
                 )
-        os.unlink(temp, dir_fd=upper.journal_fd)
+        remove_tree(upper.journal_fd, temp)
         count += 1
     return count

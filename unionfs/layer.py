@@ -52,6 +52,7 @@ class Layer:
         index: position in the union, 0 for the upper; lowers count from 1.
         space: number added to a file's st_ino to make it unique over filesystems.
         fs: names the filesystem across mounts.
+        live: others may change it while it is mounted.
         shared_fs: a layer above is on the same filesystem.
         override: the xattr that holds owners and modes in this layer, if any.
         masks: paths (relative, raw bytes) shown as empty directories.
@@ -71,6 +72,7 @@ class Layer:
         self.space = 0
         self.override: bytes | None = None
         self.shared_fs = False
+        self.live = False
         self.masks: frozenset[bytes] = frozenset()
         for name in formats.OVERRIDE_STAT_NAMES:
             if self.root.get_xattr(b"", name) is not None:
@@ -181,7 +183,7 @@ class LayerDir:
         return b"/proc/self/fd/%d/." % self.dirfd()
 
     def get_xattr(self, name: bytes, attribute: bytes) -> bytes | None:
-        """An attribute of the name in this directory (empty name: the directory); None: not there."""
+        """An attribute of the name in this directory (empty: the directory); None: not there."""
         try:
             return os.getxattr(self.proc_path(name), attribute, follow_symlinks=False)
         except OSError as error:
@@ -312,7 +314,8 @@ class LayerDir:
                 self.opaque = self.opaque or value == b"y"
                 self.xwhiteouts = self.xwhiteouts or value == b"x"
             elif name in formats.REDIRECT_NAMES:
-                self.redirect = os.getxattr(path, name, follow_symlinks=False)
+                if self.redirect is None or name.startswith(formats.TRUSTED):
+                    self.redirect = os.getxattr(path, name, follow_symlinks=False)
             elif name in formats.IMPURE_NAMES:
                 self.impure = True
             elif name in formats.ORIGIN_NAMES:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
+from unionfs.live import Watcher
 from unionfs.sys.mountinfo import read_mounts
 from unionfs.union import Union
 
@@ -40,3 +42,8 @@ def update(union: Union) -> None:
         if layer is not None:
             ours = [path for path in hidden if not (layer.is_upper and path == options.upper)]
             layer.masks = masks_for(layer.path, ours, points)
+            # What holds mount points or our own directories is in use, like a host's root.
+            layer.live = not layer.is_upper and bool(layer.masks)
+    if union.watcher is None and any(layer and layer.live for layer in union.layers):
+        with contextlib.suppress(OSError):
+            union.watcher = Watcher(union)

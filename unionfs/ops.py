@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 
 from unionfs import attributes, create, data, remove, rename
+from unionfs.copyup import copy_up
 from unionfs.inode import Inode
 from unionfs.sys import calls
 from unionfs.types import Attr, Caller, DirEntry, SetAttr
@@ -106,6 +107,11 @@ class Ops:
         rename.rename(union, union.get(parent), name, union.get(new_parent), new, flags)
 
     # -- contents ------------------------------------------------------------------
+
+    def open(self, ino: int, flags: int) -> None:
+        """open(2), only with ``copyup_at_open``: what will be written to goes up now."""
+        if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
+            copy_up(self.union, self.union.get(ino))
 
     def read(self, ino: int, offset: int, buffer: memoryview) -> int:
         """pread(2) into ``buffer``; bytes read, short at the end of the file only."""

@@ -10,6 +10,7 @@ import stat
 from dataclasses import dataclass, field, replace
 
 from unionfs.errors import UserError
+from unionfs.sys import calls
 from unionfs.types import IdMap, Options
 
 #: Words that mean nothing to us and need no remark.
@@ -148,6 +149,7 @@ def build(
         lowers=tuple(os.fsencode(path) for path in lowers),
         upper=os.fsencode(upper) if upper else None,
         work=os.fsencode(work) if work else None,
+        redirect_dir=_default_redirect(),
     )
     options = MountOptions(union, mountpoint)
     unknown = []
@@ -158,6 +160,11 @@ def build(
         else:
             options = changed
     return replace(options, unknown=tuple(unknown))
+
+
+def _default_redirect() -> str:
+    """Redirects need trusted xattrs to be understood by overlayfs; without them, copies."""
+    return "on" if calls.has_sys_admin() and calls.in_initial_user_namespace() else "copy"
 
 
 def _apply(options: MountOptions, word: str, value: str) -> MountOptions | None:
@@ -177,6 +184,10 @@ def _apply(options: MountOptions, word: str, value: str) -> MountOptions | None:
                 raise UserError(f"redirect_dir={value}: expected copy or on")
             mode = "on" if value == "on" else "copy"
             return replace(options, union=replace(union, redirect_dir=mode))
+        case "copyup":
+            if value not in ("open", "write"):
+                raise UserError(f"copyup={value}: expected open or write")
+            return replace(options, union=replace(union, copyup_at_open=value == "open"))
         case "timeout":
             seconds = _number(word, value, float)
             if seconds < 0:

@@ -83,6 +83,7 @@ def _make_movable(union: Union, inode: Inode) -> None:
             return
         redirect = b"/" + inode.dirs[1].path()
         if len(redirect) <= formats.REDIRECT_MAX:
+            upper.expect_redirects()
             upper.run(
                 steps.SetXattr(directory.proc_path(b""), upper.prefix + formats.REDIRECT, redirect)
             )
@@ -154,7 +155,16 @@ def _mark_opaque(union: Union, inode: Inode) -> None:
     parent = directory.parent
     assert parent is not None
     with kept_times(directory):
+        path = directory.proc_path(b"")
+        if directory.xwhiteouts:
+            # The mark that allows whiteouts in xattr form is the one to be overwritten: another
+            # family's says opaque until they are gone, or they would turn into empty files.
+            upper.run(steps.SetXattr(path, formats.FUSE_OPAQUE, b"y"))
+            directory.opaque = True
+            clear_whiteouts(union, inode)
         upper.mark_opaque(directory.proc_path(b""), parent.dirfd(), directory.name)
+        if directory.xwhiteouts:
+            upper.run(steps.RemoveXattr(directory.proc_path(b""), formats.FUSE_OPAQUE))
     directory.opaque = True
     directory.xwhiteouts = False
 
@@ -281,6 +291,8 @@ def _rename_on_disk(
     upper = union.need_upper()
     from_fd, to_fd = source.dirfd(), directory.dirfd()
     if over_whiteout:
+        if upper.whiteout_style == "xattr" and not source.opaque:
+            upper.allow_xattr_whiteouts(source)
         upper.run(steps.Rename(from_fd, old, to_fd, name, calls.RENAME_EXCHANGE))
         if not old_hides:
             upper.run(steps.Unlink(from_fd, old))

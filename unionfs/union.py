@@ -18,6 +18,7 @@ from unionfs.fds import Descriptors, raise_open_files_limit
 from unionfs.inode import ROOT_INO, Inode, InodeTable
 from unionfs.layer import Entry, Layer, LayerDir, edit_stat, hash_ino, override_stat
 from unionfs.listing import Listing
+from unionfs.live import Watcher
 from unionfs.monitor import Monitor
 from unionfs.resolve import Says, merge, resolve
 from unionfs.sys import calls
@@ -54,6 +55,7 @@ class Union:
         self.listed_names = 0
         self.timeout = options.timeout
         self.seen_redirect = False
+        self.watcher: Watcher | None = None
         self.link_scans: dict[int, dict[int, list[bytes]]] = {}
         try:
             self._open_layers()
@@ -105,6 +107,9 @@ class Union:
             if directory not in roots:
                 self.fds.drop_dir(directory)
         self.fds.close_all()
+        if self.watcher is not None:
+            self.watcher.close()
+            self.watcher = None
         for layer in self.layers:
             if layer is not None:
                 layer.close()
@@ -388,6 +393,8 @@ class Union:
             if inode.dirs is not None:
                 for directory in inode.dirs:
                     self.fds.drop_dir(directory)
+                if self.watcher is not None:
+                    self.watcher.unwatch(inode.ino)
             self.fds.release(inode)
             if inode.orphan is not None and self.upper is not None:
                 self.upper.drop_orphan(inode.orphan)
@@ -497,7 +504,7 @@ class Union:
 
     def renamed_dirs(self) -> bool:
         """Whether directories may stand elsewhere than in the lowers (redirects)."""
-        return self.options.redirect_dir == "on" or self.seen_redirect
+        return self.seen_redirect or (self.upper is not None and self.upper.may_have_redirects)
 
     # -- data ------------------------------------------------------------------------
 
@@ -536,6 +543,8 @@ class Union:
                 return listing
             self.forget_listing(inode)
         assert inode.dirs is not None
+        if self.watcher is not None:
+            self.watcher.watch(inode, inode.dirs[-1])
         if len(inode.dirs) < 8:
             for directory in inode.dirs:
                 if not directory.masked and os.fstat(directory.dirfd()).st_size > _HUGE_DIR:
@@ -547,6 +556,8 @@ class Union:
         if inode.listing is not None:
             return inode.listing
         assert inode.dirs is not None
+        if self.watcher is not None:
+            self.watcher.watch(inode, inode.dirs[-1])
 
         def read(directory: LayerDir) -> Iterator[tuple[bytes, Says, tuple[int, int]]]:
             index = directory.layer.index

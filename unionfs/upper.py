@@ -6,6 +6,7 @@ WORK/pyunion/ holds all that is ours::
     stage/      things being made; swept at mount
     orphans/    unlinked but possibly open files; swept at mount
     journal/    multi-name copy-ups under way; completed at mount
+    redirects   is there if the upper may hold redirects
     records/    identity of files that cannot carry an xattr: a symlink
                 ``<st_ino> -> <btime>:<origin>`` per file
 
@@ -30,8 +31,17 @@ from unionfs.layer import Layer, LayerDir
 from unionfs.sys import calls
 
 OURS: Final = b"pyunion"
+_REDIRECTS: Final = b"redirects"
 FOREIGN_OK: Final = frozenset({b"work", b"index", OURS, b"lost+found"})
 _DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _exists(dir_fd: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class Upper:
@@ -91,9 +101,15 @@ class Upper:
             for name in os.listdir(work):
                 if name.isdigit():  # fuse-overlayfs's temporaries
                     remove_tree(self.work_fd, name)
+            foreign = not os.path.isdir(os.path.join(work, OURS)) and bool(
+                os.listdir(self.upper_fd)
+            )
             with contextlib.suppress(FileExistsError):
                 os.mkdir(OURS, 0o700, dir_fd=self.work_fd)
             self.ours_fd = os.open(OURS, _DIR_FLAGS, dir_fd=self.work_fd)
+            self.may_have_redirects = _exists(self.ours_fd, _REDIRECTS)
+            if foreign:
+                self.expect_redirects()
             self._subs: list[int] = []
             self.stage_fd = self._sub(b"stage")
             self.orphan_fd = self._sub(b"orphans")
@@ -331,6 +347,13 @@ class Upper:
                     steps.Mknod(dir_fd, name + b"/" + formats.WH_OPAQUE, stat.S_IFREG | 0o444, 0)
                 )
 
+    def expect_redirects(self) -> None:
+        """Remember in the work directory that the upper may hold redirects."""
+        if not self.may_have_redirects:
+            self.may_have_redirects = True
+            with contextlib.suppress(FileExistsError):
+                os.mknod(_REDIRECTS, stat.S_IFREG | 0o600, dir_fd=self.ours_fd)
+
     def mark_impure(self, directory: LayerDir) -> None:
         """Say that ``directory`` may hold files with an origin record (overlayfs: impure)."""
         if not directory.impure and self.prefix is not None:
@@ -389,7 +412,7 @@ class Upper:
                 btime, _, origin = os.readlink(name, dir_fd=self.record_fd).partition(b":")
                 self.records[int(name)] = (int(btime), origin)
             except (OSError, ValueError):
-                os.unlink(name, dir_fd=self.record_fd)
+                remove_tree(self.record_fd, name)
 
 
 def remove_tree(dir_fd: int, name: bytes) -> None:

@@ -303,13 +303,17 @@ def main(
         scratch = Path(os.environ.pop(SCRATCH))
         os.environ["XDG_RUNTIME_DIR"] = str(scratch)
         os.umask(0o022)
+        threading.Thread(target=_end_with_outside, daemon=True).start()
         result = inside(args, scratch)
         (scratch / "result.json").write_text(json.dumps(result, indent=1))
         return 0
     check(args)
     if args.fs in ("pyunion", "fuse-overlayfs"):
         command(args.fs.upper().replace("-", "_"), args.fs)
-    return _outside(args)
+    try:
+        return _outside(args)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _outside(args: argparse.Namespace) -> int:
@@ -321,7 +325,9 @@ def _outside(args: argparse.Namespace) -> int:
     dropper: threading.Thread | None = None
     try:
         process = subprocess.Popen(
-            _namespace_command(args, scratch), env={**os.environ, SCRATCH: str(scratch)}
+            _namespace_command(args, scratch),
+            stdin=subprocess.PIPE,
+            env={**os.environ, SCRATCH: str(scratch)},
         )
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: process.kill() if process else None)
@@ -346,6 +352,14 @@ def _outside(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     return _report(result, args.baseline)
+
+
+def _end_with_outside() -> None:
+    """End the inside when the outside is gone, even by SIGKILL."""
+    # Its end of our stdin then closes.  Without us sh ends, and so the pid namespace.
+    while os.read(0, 1):
+        pass
+    os._exit(2)
 
 
 def _namespace_command(args: argparse.Namespace, scratch: Path) -> list[str]:

@@ -75,7 +75,8 @@ def list_unions(*, as_json: bool) -> int:
     for row in rows:
         upper = row["upper"] or "(read-only)"
         print(
-            f"{row['mountpoint']}\t{row['engine']}\tpid {row['pid']}\t{':'.join(row['lower'])}\t{upper}"
+            f"{row['mountpoint']}\t{row['engine']}\tpid {row['pid']}\t"
+            f"{':'.join(row['lower'])}\t{upper}"
         )
     return 0
 

@@ -21,6 +21,7 @@ from typing import IO, Final
 
 from unionfs.engine import wire
 from unionfs.engine.wire import Op
+from unionfs.live import Changes
 from unionfs.ops import Ops
 from unionfs.sys import calls
 from unionfs.types import Caller, SetAttr
@@ -59,6 +60,7 @@ class EngineOptions:
     """
 
     writeback: bool = False
+    copyup_at_open: bool = False
     acl: bool = True
     timeout: float | None = None
     max_write: int = _MAX_WRITE
@@ -159,6 +161,33 @@ class DirectEngine:
         """Requests so far, by name."""
         return {op.name: self.counts[op] for op in Op if self.counts[op]}
 
+    def invalidate(self, changes: Changes) -> None:
+        """Make the kernel ask again for names, attributes and contents that changed below.
+
+        Must not run in a thread that holds a request or the monitor: the kernel may wait for
+        either (fs/fuse/dev.c, FUSE_NOTIFY_INVAL_ENTRY).
+        """
+        header = wire.OUT_HEADER
+        if changes.names and self.protocol >= (7, 44):
+            self._notify(header.pack(16, wire.NOTIFY_INC_EPOCH, 0))
+        else:
+            for parent, name in changes.entries:
+                size = wire.INVAL_ENTRY.size + len(name) + 1
+                message = wire.INVAL_ENTRY.pack(
+                    size, wire.NOTIFY_INVAL_ENTRY, 0, parent, len(name), 0
+                )
+                self._notify(message + name + b"\0")
+        size = wire.INVAL_INODE.size
+        for ino in changes.directories | changes.files:
+            self._notify(wire.INVAL_INODE.pack(size, wire.NOTIFY_INVAL_INODE, 0, ino, 0, 0))
+
+    def _notify(self, message: bytes) -> None:
+        try:
+            os.write(self.fd, message)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
+                self._unexpected("notifying the kernel")
+
     def _serve(self, buffer: bytearray, view: memoryview, worker: _Worker) -> None:
         """Hot path: read and answer until this thread had to step aside, or the end."""
         fd = self.fd
@@ -251,7 +280,7 @@ class DirectEngine:
 
     def _init(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
         fields = bytes(body[:20]).ljust(20, b"\0")
-        major, minor, readahead, flags, flags2 = wire.INIT_IN.unpack(fields)
+        major, minor, readahead, flags, _flags2 = wire.INIT_IN.unpack(fields)
         if major < 7 or (major == 7 and minor < 31):
             raise OSError(errno.EPROTO, "the kernel's FUSE is older than 7.31")
         if major > 7:
@@ -321,6 +350,7 @@ class DirectEngine:
             Op.COPY_FILE_RANGE_64: self._copy_file_range_64,
             Op.TMPFILE: self._tmpfile,
             Op.SYNCFS: self._syncfs,
+            **({Op.OPEN: self._open} if self.options.copyup_at_open else {}),
             Op.RELEASE: self._nothing,
             Op.RELEASEDIR: self._nothing,
             Op.DESTROY: self._nothing,
@@ -451,6 +481,10 @@ class DirectEngine:
     def _link(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
         (ino,) = wire.LINK_IN.unpack_from(body)
         return self._entry(unique, self.ops.link(ino, nodeid, bytes(body[8:-1])))
+
+    def _open(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        self.ops.open(nodeid, wire.OPEN_IN.unpack_from(body)[0])
+        return wire.OUT_HEADER.pack(32, 0, unique) + wire.OPEN_OUT.pack(0, wire.FOPEN_KEEP_CACHE, 0)
 
     def _read(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> None:
         _fh, offset, size, *_ = wire.READ_IN.unpack_from(body)

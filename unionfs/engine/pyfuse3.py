@@ -33,6 +33,7 @@ import trio
 
 from unionfs.engine.direct import EngineOptions, report
 from unionfs.formats import ACL_ACCESS
+from unionfs.live import Changes
 from unionfs.ops import Ops
 from unionfs.types import Attr, Caller, SetAttr
 
@@ -87,6 +88,15 @@ class Pyfuse3Engine:
     def counters(self) -> dict[str, int]:
         """Requests so far, by name."""
         return dict(self.counts)
+
+    def invalidate(self, changes: Changes) -> None:
+        """Make the kernel ask again for what changed below; libfuse knows no epochs."""
+        with contextlib.suppress(OSError):
+            for parent, name in changes.entries:
+                pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+        for ino in changes.directories | changes.files:
+            with contextlib.suppress(OSError):
+                pyfuse3.invalidate_inode(ino)
 
     def _run(self) -> None:
         self._loop_thread = threading.get_ident()

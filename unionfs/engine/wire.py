@@ -136,6 +136,7 @@ _ATTR = "QQQqqqIIIIIIIIII"
 ENTRY_REPLY: Final = struct.Struct("=IiQ QQQQII " + _ATTR)
 ATTR_REPLY: Final = struct.Struct("=IiQ QII " + _ATTR)
 NEGATIVE_REPLY: Final = struct.Struct("=IiQ QQQQII 88x")
+OPEN_IN: Final = struct.Struct("=II")
 OPEN_OUT: Final = struct.Struct("=QII")
 WRITE_REPLY: Final = struct.Struct("=IiQ II")
 LSEEK_REPLY: Final = struct.Struct("=IiQ Q")

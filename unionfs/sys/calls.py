@@ -45,6 +45,16 @@ RESOLVE_NO_MAGICLINKS: Final = 2
 RESOLVE_NO_SYMLINKS: Final = 4
 RESOLVE_BENEATH: Final = 8
 
+IN_MODIFY: Final = 0x2
+IN_ATTRIB: Final = 0x4
+IN_MOVED_FROM: Final = 0x40
+IN_MOVED_TO: Final = 0x80
+IN_CREATE: Final = 0x100
+IN_DELETE: Final = 0x200
+IN_Q_OVERFLOW: Final = 0x4000
+IN_IGNORED: Final = 0x8000
+_IN_ONLYDIR: Final = 0x01000000
+
 _SYS_OPENAT2: Final = 437
 _SYS_FCHMODAT2: Final = 452
 _FICLONE: Final = 0x40049409
@@ -63,6 +73,7 @@ _libc.mount.argtypes = [
     _ulong,
     ctypes.c_char_p,
 ]
+_libc.inotify_add_watch.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.renameat2.argtypes = [
     ctypes.c_int,
@@ -233,6 +244,27 @@ def ficlone(dst: int, src: int) -> bool:
 _CANNOT_CLONE: Final = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM}
 )
+
+
+def inotify_init() -> int:
+    """inotify_init1(2), non-blocking."""
+    fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd == -1:
+        raise _failed()
+    return fd
+
+
+def inotify_add_watch(fd: int, path: bytes, mask: int) -> int:
+    """inotify_add_watch(2) on a directory; the watch descriptor."""
+    wd: int = _libc.inotify_add_watch(fd, path, mask | _IN_ONLYDIR)
+    if wd == -1:
+        raise _failed(path)
+    return wd
+
+
+def inotify_rm_watch(fd: int, wd: int) -> None:
+    """inotify_rm_watch(2); a watch that is gone already is fine."""
+    _libc.inotify_rm_watch(fd, wd)
 
 
 def filesystem_id(fd: int) -> bytes:
