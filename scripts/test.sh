@@ -54,6 +54,7 @@ missing_packages() {
     command -v setfacl >/dev/null || echo acl
     command -v setfattr >/dev/null || echo attr
     command -v newuidmap >/dev/null || echo uidmap
+    command -v fuse-overlayfs >/dev/null || echo fuse-overlayfs
     command -v unshare >/dev/null || echo util-linux
     command -v mount >/dev/null || echo mount
     command -v gcc >/dev/null || echo gcc libc6-dev

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,16 @@ def fails(number: int, call: Callable[[], object]) -> None:
     with pytest.raises(OSError) as caught:
         call()
     assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
+
+
+def eventually(done: Callable[[], bool]) -> bool:
+    """Ask again, for some seconds, until ``done``: for what another process does by itself."""
+    end = time.monotonic() + 10
+    while not done():
+        if time.monotonic() > end:
+            return False
+        os.sched_yield()
+    return True
 
 
 def opened(place: Place, name: str, mode: str = "rb") -> Any:
@@ -336,6 +347,24 @@ def test_a_read_only_union_refuses_writing(place: Place) -> None:
     assert (place.mnt / "file").read_bytes() == b"low"
     fails(errno.EROFS, lambda: (place.mnt / "new").mkdir())
     fails(errno.EROFS, lambda: (place.mnt / "file").write_bytes(b""))
+
+
+def test_copy_up_at_open_if_asked_for(place: Place) -> None:
+    mnt = place.mount("-o", "copyup=open")
+    os.close(os.open(mnt / "file", os.O_RDONLY))
+    assert not (place.upper / "file").exists()
+    os.close(os.open(mnt / "file", os.O_RDWR))
+    assert (place.upper / "file").read_bytes() == b"low"
+
+
+def test_a_change_of_a_lower_is_seen(place: Place) -> None:
+    mnt = place.mount()
+    assert (mnt / "file").read_bytes() == b"low"
+    assert sorted(os.listdir(mnt / "dir")) == ["one", "two"]
+    fails(errno.ENOENT, lambda: os.stat(mnt / "dir" / "three"))
+    (place.low / "dir" / "three").write_bytes(b"333")
+    assert eventually(lambda: sorted(os.listdir(mnt / "dir")) == ["one", "three", "two"])
+    assert eventually(lambda: (mnt / "dir" / "three").exists())
 
 
 def test_with_the_writeback_cache(place: Place) -> None:
@@ -630,6 +659,24 @@ def test_enosys_from_below_does_not_switch_an_operation_off(place: Place) -> Non
         for _ in range(2):
             fails(errno.EOPNOTSUPP, lambda: os.getxattr(place.mnt / "file", "user.odd"))
         fails(errno.ENODATA, lambda: os.getxattr(place.mnt / "file", "user.other"))
+        assert daemon.stop() == (0, "")
+
+
+def test_a_name_that_cannot_be_read_hides_no_other(place: Place) -> None:
+    patch = (
+        "import errno\nfrom unionfs.union import Union\n"
+        "def broken(real):\n"
+        "    def find(self, *arguments):\n"
+        "        if b'two' in arguments: raise OSError(errno.EIO, 'broken')\n"
+        "        return real(self, *arguments)\n"
+        "    return find\n"
+        "Union.find, Union.find_listed = broken(Union.find), broken(Union.find_listed)"
+    )
+    with Foreground(place, patch=patch) as daemon:
+        for _ in range(2):
+            assert sorted(os.listdir(place.mnt / "dir")) == ["one", "two"]
+            fails(errno.EIO, lambda: os.stat(place.mnt / "dir" / "two"))
+            assert (place.mnt / "dir" / "one").read_bytes() == b"1"
         assert daemon.stop() == (0, "")
 
 

@@ -77,6 +77,7 @@ def visible_names(union: Union, inode: Inode, st: os.stat_result) -> list[tuple[
         _search_union(union, union.root, inode, names)
     else:
         for path in scan.get(st.st_ino, ()):
+            union.fds.trim()
             _add_if_visible(union, inode, path, names)
     return list(names)
 
@@ -107,6 +108,7 @@ def _search_union(
     pending = [directory]
     while pending:
         current = pending.pop()
+        union.fds.trim()
         listing = union.build_listing(current)
         for name, (_, kind) in list(listing.names.items()):
             if kind == stat.S_IFDIR:

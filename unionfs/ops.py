@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from unionfs import attributes, create, data, remove, rename
 from unionfs.copyup import copy_up
 from unionfs.inode import Inode
+from unionfs.layer import hash_ino
 from unionfs.sys import calls
 from unionfs.types import Attr, Caller, DirEntry, SetAttr
 from unionfs.union import Union
@@ -168,16 +169,23 @@ class Ops:
             return
         listing = inode.listing or union.build_listing(inode)
         for place, name in listing.after(cookie):
-            found = union.find(inode, name)
-            if not found:
+            try:
+                found = union.find_listed(inode, listing, name)
+                if not found:
+                    continue
+                if plus:
+                    child = union.inode_for(inode, name, found)
+                    attr = union.attr(child, found[0].st)
+            except OSError:
+                # One name that cannot be read must not hide the others: its lookup says why.
+                yield DirEntry(place, name, hash_ino(name), listing.names[name][1], None)
                 continue
-            top = found[0]
             if plus:
-                child = union.inode_for(inode, name, found)
-                yield DirEntry(place, name, child.ino, child.kind, union.attr(child, top.st))
+                yield DirEntry(place, name, child.ino, child.kind, attr)
                 if child.nlookup == 0:
                     union.forget(child.ino, 0)
             else:
+                top = found[0]
                 number = union.number_of(top)
                 yield DirEntry(place, name, number, top.st.st_mode & 0o170000, None)
 

@@ -5,12 +5,14 @@ See docs/formats.md, "The mount_program contract".
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass, field, replace
 
 from unionfs.errors import UserError
 from unionfs.sys import calls
+from unionfs.sys.mountinfo import read_mounts
 from unionfs.types import IdMap, Options
 
 #: Words that mean nothing to us and need no remark.
@@ -254,6 +256,8 @@ def _directory(path: bytes, what: str) -> bytes:
         mode = os.stat(real).st_mode
     except OSError as error:
         hint = "create it first" if what != "lower" else ""
+        if error.errno == errno.ENOTCONN:
+            hint = f"a dead FUSE mount is there: umount -l {os.fsdecode(path)}"
         raise UserError(f"{what} {os.fsdecode(path)}: {error.strerror}", hint) from None
     if not stat.S_ISDIR(mode):
         raise UserError(f"{what} {os.fsdecode(path)}: not a directory")
@@ -271,6 +275,7 @@ def check(options: MountOptions) -> MountOptions:
     mountpoint = options.mountpoint
     if not mountpoint.startswith("/dev/fd/"):
         mountpoint = os.fsdecode(_directory(os.fsencode(mountpoint), "mount point"))
+        _check_not_mounted(mountpoint)
     if union.upper is None:
         if union.work is not None:
             raise UserError("a work directory without an upper", "give upperdir= as well")
@@ -300,6 +305,16 @@ def check(options: MountOptions) -> MountOptions:
         union, lowers=lowers, upper=upper, work=work, mountpoint=os.fsencode(mountpoint)
     )
     return replace(options, union=union, mountpoint=mountpoint)
+
+
+def _check_not_mounted(mountpoint: str) -> None:
+    path = os.fsencode(mountpoint)
+    for mount in read_mounts():
+        if mount.mount_point == path and mount.fstype == b"fuse.pyunion":
+            raise UserError(
+                f"mount point {mountpoint} is busy: a union is mounted there",
+                f"pyunion umount {mountpoint}",
+            )
 
 
 def _work_directory(upper: bytes, work: bytes | None) -> bytes:

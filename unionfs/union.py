@@ -261,6 +261,23 @@ class Union:
             self.forget_listing(parent)  # a lower changed below us
         return found
 
+    def find_listed(self, parent: Inode, listing: Listing, name: bytes) -> list[Entry]:
+        """As ``find``, for a name of the parent's listing. Hot path: one lstat for a plain file."""
+        index, kind = listing.names[name]
+        if kind == stat.S_IFREG or kind == stat.S_IFLNK:
+            assert parent.dirs is not None
+            for directory in parent.dirs:
+                if directory.layer.index == index:
+                    break
+            if not directory.layer.masks and not directory.xwhiteouts:
+                try:
+                    st = directory.stat(name)
+                except FileNotFoundError:
+                    return self.find(parent, name)
+                if st.st_mode & 0o170000 == kind:
+                    return [Entry(Says.FILE, directory, name, st, None)]
+        return self.find(parent, name)
+
     def below(self, parent: Inode, name: bytes) -> list[Entry]:
         """What the lowers alone would show under ``name``."""
         lowers = self.lowers_of(parent)

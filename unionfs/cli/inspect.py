@@ -86,6 +86,8 @@ def umount(mountpoint: str, *, lazy: bool) -> int:
     from unionfs.engine.mounting import unmount
 
     path = os.path.realpath(mountpoint)
+    if not any(mount.mount_point == os.fsencode(path) for mount in read_mounts()):
+        raise UserError(f"{mountpoint} is not a mount point", "pyunion list shows the unions")
     stats = None
     if any(mount.mount_point == os.fsencode(path) for mount in mounted_unions()):
         stats = read_stats(os.fsencode(path))

@@ -290,6 +290,9 @@ class DirectEngine:
         wanted = _WANTED
         if self.options.acl:
             wanted |= wire.POSIX_ACL
+        if self.options.timeout is not None:
+            # Contents may change below: pages go when a new size or time is seen.
+            wanted = wanted & ~wire.EXPLICIT_INVAL_DATA | wire.AUTO_INVAL_DATA
         if self.options.writeback:
             wanted |= wire.WRITEBACK_CACHE
         agreed = flags & wanted

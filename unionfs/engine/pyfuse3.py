@@ -104,10 +104,9 @@ class Pyfuse3Engine:
             _forward_log()
             # libfuse closes the descriptor that it is given.
             pyfuse3.init(_Requests(self), f"/dev/fd/{os.dup(self.fd)}", set())
-            try:
-                trio.run(self._serve)
-            finally:
-                pyfuse3.close(unmount=False)
+            # No pyfuse3.close(): it frees what a notification in another thread may still use,
+            # and the process ends with the mount.
+            trio.run(self._serve)
         except Exception:
             self.unexpected("serving requests")
         finally:
@@ -362,11 +361,13 @@ class _Requests(pyfuse3.Operations):
         return pyfuse3.FileInfo(fh=inode, keep_cache=True)
 
     def _open(self, ino: int, flags: int, kill: bool) -> bool:
-        """Truncate if asked to; whether the file may have lost suid or sgid by it.
+        """Truncate or copy up if asked to; whether the file may have lost suid or sgid by it.
 
         The kernel drops its own clearing of these bits once OPEN has truncated.
         """
         if not flags & os.O_TRUNC:
+            if self._engine.options.copyup_at_open:
+                self._ops.open(ino, flags)
             return False
         marked = kill and bool(self._ops.getattr(ino).mode & _SUID_SGID)
         self._ops.setattr(ino, SetAttr(size=0, kill_suidgid=marked))
@@ -411,8 +412,10 @@ class _Requests(pyfuse3.Operations):
         try:
             for place, name, number, kind, attr in ops.readdir(ino, cookie, plus=True):
                 if attr is None:
-                    # "." and "..": the kernel makes no inode of them, so none is referenced.
+                    # "." and "..", of which the kernel makes no inode, or a name that cannot be
+                    # read: valid for no time, so that its lookup will say why.
                     entry = pyfuse3.EntryAttributes()
+                    entry.entry_timeout = entry.attr_timeout = 0
                     entry.st_ino = number
                     entry.st_mode = kind
                 else:

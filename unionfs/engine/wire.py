@@ -76,6 +76,7 @@ class Op(IntEnum):
 ASYNC_READ: Final = 1 << 0
 BIG_WRITES: Final = 1 << 5
 DONT_MASK: Final = 1 << 6
+AUTO_INVAL_DATA: Final = 1 << 12
 DO_READDIRPLUS: Final = 1 << 13
 READDIRPLUS_AUTO: Final = 1 << 14
 ASYNC_DIO: Final = 1 << 15
@@ -95,6 +96,7 @@ INIT_EXT: Final = 1 << 30
 FLAG_NAMES: Final = {
     ASYNC_READ: "async_read",
     DONT_MASK: "dont_mask",
+    AUTO_INVAL_DATA: "auto_inval_data",
     DO_READDIRPLUS: "readdirplus",
     READDIRPLUS_AUTO: "readdirplus_auto",
     ASYNC_DIO: "async_dio",
