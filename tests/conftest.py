@@ -24,7 +24,7 @@ from tests.layers import Layers, Tree
 
 _CLONE_NEWNS = 0x20000
 _MS_REC = 0x4000
-_MS_PRIVATE = 1 << 18
+_MS_SLAVE = 1 << 19
 
 _QUIET = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 settings.register_profile(
@@ -65,7 +65,7 @@ def _enter_private_mounts() -> None:
     libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
     if libc.unshare(_CLONE_NEWNS) == -1:
         return  # a sandbox that does not allow it; every mount is taken away again anyway
-    if libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) == -1:
+    if libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None) == -1:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), "/")
 

@@ -41,19 +41,19 @@ def is_whiteout(path: Path) -> bool:
     return stat.S_ISREG(st.st_mode) and _xattr(path, formats.WHITEOUT_NAMES) is not None
 
 
-def check_upper(upper: Path) -> None:
+def check_upper(upper: Path, *, crashed: bool = False) -> None:
     """The upper is a layer that every reader understands.
 
-    No whiteout in an opaque directory, and xattr whiteouts only where the
-    directory says that it may hold such.
+    No whiteout in an opaque directory (``crashed``: fsck may find some), and xattr
+    whiteouts only where the directory says that it may hold such.
     """
     for relative in walk(upper):
         path = upper / os.fsdecode(relative)
         if not relative or not is_whiteout(path):
             continue
         above = path.parent
-        assert not is_opaque(above), f"a whiteout in an opaque directory: {path}"
-        if _xattr(path, formats.WHITEOUT_NAMES) is not None and path.is_file():
+        assert crashed or not is_opaque(above), f"a whiteout in an opaque directory: {path}"
+        if not path.is_symlink() and _xattr(path, formats.WHITEOUT_NAMES) is not None:
             marks = {_xattr(above, (name,)) for name in formats.OPAQUE_NAMES}
             assert b"x" in marks, f"an xattr whiteout that others would show: {path}"
 
@@ -72,9 +72,9 @@ def check_records(layers: Layers) -> None:
     assert records <= known, f"records of files that are gone: {records - known}"
 
 
-def check_disk(layers: Layers) -> None:
-    """All that must hold on disk once a union is closed."""
-    check_upper(layers.upper)
+def check_disk(layers: Layers, *, crashed: bool = False) -> None:
+    """All that must hold on disk once a union is closed, after it ``crashed`` or not."""
+    check_upper(layers.upper, crashed=crashed)
     check_work(layers.work)
     check_records(layers)
 

@@ -315,7 +315,7 @@ class _Case:
                 text = "\n".join(["not old:", *differences(found, self.old)])
                 text += "\n".join(["\nnot new:", *differences(found, self.new)])
                 raise AssertionError(f"{where}: neither old nor new\n{text}")
-        check_disk(layers)
+        check_disk(layers, crashed=True)
         check_same_places(layers)
 
     def is_both(self, found: dict[bytes, Snap]) -> bool:

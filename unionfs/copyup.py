@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 
 from unionfs import formats, hardlinks, steps
@@ -209,7 +210,9 @@ def _stage_regular(
                 copy_xattrs(low, inode.name, path, follow=True)
                 set_owner_fd(union, fd, st)
                 upper.set_origin_fd(fd, origin_for(union, inode, st))
-            os.utime(fd, ns=(st.st_atime_ns, st.st_mtime_ns))
+            # A copy cut short is a change already: a crash must not show it with the old time.
+            modified = st.st_mtime_ns if length == st.st_size else time.time_ns()
+            os.utime(fd, ns=(st.st_atime_ns, modified))
             if length:
                 calls.start_writeback(fd)
         except BaseException:

@@ -98,8 +98,9 @@ def _clear_volatile(union: Union) -> None:
     upper = union.upper
     if upper is not None and union.options.volatile:
         calls.syncfs(upper.upper_fd)
-        with contextlib.suppress(OSError):
-            os.rmdir(VOLATILE_GUARD, dir_fd=upper.work_fd)
+        for name in (VOLATILE_GUARD, b"work/incompat", b"work"):
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=upper.work_fd)
 
 
 def resident_bytes() -> int:
@@ -229,8 +230,12 @@ class Daemon:
             return
         from unionfs.engine.mounting import unmount
 
-        with contextlib.suppress(UserError):
+        try:
             unmount(self.options.mountpoint, lazy=True)
+        except UserError:
+            # Not ours to unmount (a descriptor was handed to us): closing it ends the connection.
+            self._finish()
+            os._exit(1)
 
     def _finish(self) -> None:
         with self.union.monitor:
@@ -276,6 +281,13 @@ def _check_engine(name: str) -> None:
             ) from None
 
 
+def _others_allowed(options: MountOptions, root: bool) -> bool:
+    """root's mounts are open to all unless ``allow_root`` says root only; others' are closed."""
+    if options.allow_other is not None:
+        return options.allow_other
+    return root and not options.allow_root
+
+
 def mount(options: MountOptions) -> int:
     """Mount and serve; in the background this returns in the caller, with the exit code.
 
@@ -296,6 +308,9 @@ def mount(options: MountOptions) -> int:
             raise UserError(f"trace file {options.trace}: {error.strerror}") from None
     union = open_union(options)
     root = calls.has_sys_admin()
+    if options.allow_root and not root:
+        union.close()
+        raise UserError("allow_root is not possible here", "use allow_other")
     initial = root and calls.in_initial_user_namespace()
     request = MountRequest(
         mountpoint=options.mountpoint,
@@ -306,8 +321,7 @@ def mount(options: MountOptions) -> int:
         dev=options.dev and initial,
         noexec=options.noexec,
         atime=options.atime,
-        allow_other=options.allow_other if options.allow_other is not None else root,
-        allow_root=options.allow_root,
+        allow_other=_others_allowed(options, root),
         send_umask=options.engine == "pyfuse3" and options.acl,
     )
     try:

@@ -153,16 +153,17 @@ def publish(upper: Upper, temp: bytes, names: list[tuple[LayerDir, bytes]]) -> N
     finally:
         os.close(fd)
     upper.run(steps.Rename(upper.stage_fd, draft, upper.journal_fd, temp))
-    done = []
     try:
         for directory, name in names:
-            step = steps.Link(upper.stage_fd, temp, directory.dirfd(), name)
-            upper.run(step)
-            done.append(step)
-    except OSError:
-        for step in done:
+            upper.run(steps.Link(upper.stage_fd, temp, directory.dirfd(), name))
+    except BaseException:
+        # The entry goes last: a crash in here is completed at the next mount.
+        staged = os.stat(temp, dir_fd=upper.stage_fd, follow_symlinks=False).st_ino
+        for directory, name in names:
             with contextlib.suppress(OSError):
-                os.unlink(step.new, dir_fd=step.new_dir)
+                fd = directory.dirfd()
+                if os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino == staged:
+                    os.unlink(name, dir_fd=fd)
         os.unlink(temp, dir_fd=upper.journal_fd)
         raise
     upper.run(steps.Unlink(upper.stage_fd, temp), steps.Unlink(upper.journal_fd, temp))

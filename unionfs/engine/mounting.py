@@ -29,7 +29,6 @@ class MountRequest:
     noexec: bool
     atime: bool
     allow_other: bool
-    allow_root: bool
     default_permissions: bool = True
     send_umask: bool = False
 
@@ -94,7 +93,7 @@ def _mount(fd: int, request: MountRequest) -> None:
     data = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
     if request.default_permissions:
         data += ",default_permissions"
-    if request.allow_other or request.allow_root:
+    if request.allow_other:
         data += ",allow_other"
     calls.mount(
         os.fsencode(request.source),
