@@ -740,7 +740,7 @@ def differences(one: dict[bytes, Snap], two: dict[bytes, Snap]) -> Sequence[str]
     for path in sorted(one.keys() | two.keys()):
         left, right = one.get(path), two.get(path)
         if left is None or right is None:
-            found.append(f"{path!r}: {'missing' if right is None else 'unexpected'}")
+            found.append(f"{path!r}: {'unexpected' if right is None else 'missing'}")
         elif left != right:
             fields = [name for name in Snap._fields if getattr(left, name) != getattr(right, name)]
             text = ", ".join(

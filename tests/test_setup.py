@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, command, is_mounted, wait_for_end
-from tests.layers import File, Layers
+from tests.conftest import needs_fuse
+from tests.helpers import ROOT, command, is_mounted, processes_about, wait_for_end
+from tests.layers import Layers
 from unionfs import options as mount_options
 from unionfs.cli import setup
 from unionfs.cli.completion import MOUNT_WORDS, completion, describe
@@ -144,21 +145,28 @@ Mount8 = Callable[[str], subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def mount8(helper: Path) -> Mount8:
+def mount8(helper: Path, tmp_path: Path) -> Mount8:
     """Runs a script of sh with our helper in the place of /sbin, seen by nothing else."""
     sbin = os.path.realpath("/sbin")
 
     def run(script: str) -> subprocess.CompletedProcess[str]:
         bind = f"set -e\nmount --bind {shlex.quote(os.fspath(helper.parent))} {sbin}\n"
         unshare = ("unshare", "--mount", "--propagation", "private")
-        return _run("env", "-i", "PATH=/usr/bin:/bin", *unshare, "sh", "-c", bind + script)
+        done = _run("env", "-i", "PATH=/usr/bin:/bin", *unshare, "sh", "-c", bind + script)
+        for daemon in list(processes_about(tmp_path)):  # umount(8) does not wait for it
+            wait_for_end(daemon)
+        return done
 
     return run
 
 
 @pytest.fixture
 def layers(make_layers: Callable[..., Layers]) -> Layers:
-    return make_layers({b"etc/file": File(b"lower")})
+    needs_fuse()
+    made = make_layers({})
+    (made.lowers[0] / "etc").mkdir()
+    (made.lowers[0] / "etc" / "file").write_bytes(b"lower")
+    return made
 
 
 @needs_root

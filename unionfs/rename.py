@@ -8,6 +8,7 @@ follows is one renameat2 that also leaves the whiteout.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -217,7 +218,9 @@ def _move(
     orphan = None
     if target is not None and target.upper:
         orphan = _vacate(union, target, directory, name, new_hides)
-    _rename_on_disk(union, source, old, directory, name, old_hides, whiteout and inode.is_dir)
+    over_whiteout = whiteout and inode.is_dir
+    over_marked = upper.prefix is None and target is not None and _is_marked(target)
+    _rename_on_disk(union, source, old, directory, name, old_hides, over_whiteout, over_marked)
     record = target.real if target is not None and target.upper else None
     if record is not None and found[0].st.st_nlink <= 1:
         upper.forget_record(record)
@@ -271,12 +274,22 @@ def _vacate(
 
 
 def _remove_opaque_file(union: Union, target: Inode) -> None:
-    """Let a directory marked by ``.wh..wh..opq`` be replaced: rename(2) wants it empty."""
-    directory = union.updir(target)
-    try:
-        os.unlink(formats.WH_OPAQUE, dir_fd=directory.dirfd())
-    except FileNotFoundError:
+    """Let a directory marked by ``.wh..wh..opq`` be replaced: rename(2) wants it empty.
+
+    Where there are no xattrs to mark it with instead, the file stays, and
+    ``_rename_on_disk`` exchanges.
+    """
+    upper = union.need_upper()
+    if upper.prefix is None:
         return
+    directory = union.updir(target)
+    upper.run(steps.SetXattr(directory.proc_path(b""), upper.prefix + formats.OPAQUE, b"y"))
+    with contextlib.suppress(FileNotFoundError):
+        upper.run(steps.Unlink(directory.dirfd(), formats.WH_OPAQUE))
+
+
+def _is_marked(target: Inode) -> bool:
+    return target.upper and target.dirs is not None and target.dirs[0].opaque
 
 
 def _rename_on_disk(
@@ -287,10 +300,20 @@ def _rename_on_disk(
     name: bytes,
     old_hides: bool,
     over_whiteout: bool,
+    over_marked: bool,
 ) -> None:
     upper = union.need_upper()
     from_fd, to_fd = source.dirfd(), directory.dirfd()
-    if over_whiteout:
+    if over_marked:
+        # Without its .wh..wh..opq the directory to be replaced would show the lowers.
+        upper.run(steps.Rename(from_fd, old, to_fd, name, calls.RENAME_EXCHANGE))
+        if old_hides:
+            upper.whiteout(source, old, replace=True)
+        else:
+            temp = upper.temp_name()
+            upper.run(steps.Rename(from_fd, old, upper.stage_fd, temp))
+            upper.discard(temp)
+    elif over_whiteout:
         if upper.whiteout_style == "xattr" and not source.opaque:
             upper.allow_xattr_whiteouts(source)
         upper.run(steps.Rename(from_fd, old, to_fd, name, calls.RENAME_EXCHANGE))

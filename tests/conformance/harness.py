@@ -234,7 +234,7 @@ def run_limited(
             stderr=subprocess.STDOUT,
             cwd=cwd,
             env=env,
-            start_new_session=True,
+            process_group=0,
         )
         hung = False
         try:

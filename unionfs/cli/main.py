@@ -193,8 +193,10 @@ def _run_helper(arguments: Sequence[str]) -> int:
     parsed = helper_parser().parse_intermixed_args(arguments)
     if "remount" in mount_options.parse_words(parsed.words)[0]:
         raise UserError("a union cannot be remounted", "unmount it and mount it again")
+    # What is mounted by mount(8) stands in for overlayfs: what it refuses, it refuses at open.
+    words = ["copyup=open", *parsed.words]
     options = mount_options.build(
-        parsed.words, lowers=[], upper=None, work=None, mountpoint=parsed.mountpoint
+        words, lowers=[], upper=None, work=None, mountpoint=parsed.mountpoint
     )
     if options.fsname is None and parsed.source != "none":
         options = replace(options, fsname=parsed.source)
