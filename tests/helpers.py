@@ -100,9 +100,7 @@ class Target(Protocol):
 
 def _stat_of(attr: Attr) -> Stat:
     mtime_ns = attr.mtime * 1_000_000_000 + attr.mtimensec
-    return Stat(
-        attr.ino, attr.mode, attr.nlink, attr.uid, attr.gid, attr.size, mtime_ns, attr.rdev
-    )
+    return Stat(attr.ino, attr.mode, attr.nlink, attr.uid, attr.gid, attr.size, mtime_ns, attr.rdev)
 
 
 class Rig:
@@ -344,9 +342,7 @@ class Rig:
             raise error(errno.EEXIST)
         return parent, name
 
-    def mknod(
-        self, path: bytes, mode: int, rdev: int = 0, *, caller: Caller = ROOT_CALLER
-    ) -> None:
+    def mknod(self, path: bytes, mode: int, rdev: int = 0, *, caller: Caller = ROOT_CALLER) -> None:
         """mknod(2)."""
         parent, name = self._absent(path)
         self._refer(parent, name, self.call(self.ops.mknod, parent, name, mode, rdev, caller))
@@ -637,9 +633,7 @@ class Mounted:
         return os.getxattr(self.path(path), name, follow_symlinks=False)
 
     def listxattr(self, path: bytes) -> list[bytes]:
-        return [
-            os.fsencode(name) for name in os.listxattr(self.path(path), follow_symlinks=False)
-        ]
+        return [os.fsencode(name) for name in os.listxattr(self.path(path), follow_symlinks=False)]
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         os.removexattr(self.path(path), name, follow_symlinks=False)

@@ -18,8 +18,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.helpers import Rig, Target, shown_xattrs
 from tests.invariants import check_disk, check_same_places, check_tree
-from tests.layers import Dir, File, Item, Layers, Link, Special, Symlink, Tree, Whiteout
-from tests.layers import join, name_of, parent_of
+from tests.layers import (
+    Dir,
+    File,
+    Item,
+    Layers,
+    Link,
+    Special,
+    Symlink,
+    Tree,
+    Whiteout,
+    join,
+    name_of,
+    parent_of,
+)
 from tests.model import Model, Node
 from unionfs.sys import calls
 
@@ -376,7 +388,7 @@ class UnionMachine(RuleBasedStateMachine):
                 if path.startswith((old + b"/", new + b"/")):
                     self.check_path(path, deep=True)
 
-    # -- contents and attributes ---------------------------------------------------------------
+    # -- contents and attributes ---
 
     @rule(data=st.data(), content=CONTENT, offset=OFFSETS)
     def write(self, data: st.DataObject, content: bytes, offset: int) -> None:
@@ -446,7 +458,7 @@ class UnionMachine(RuleBasedStateMachine):
             )
             self.check_path(path)
 
-    # -- open files --------------------------------------------------------------------------------
+    # -- open files ---
 
     @precondition(lambda self: len(self.handles) < 6)
     @rule(data=st.data())
@@ -501,7 +513,7 @@ class UnionMachine(RuleBasedStateMachine):
             self.check_node(node, self.target.fstat(handle), f"handle {handle}")
             assert self.target.pread(handle) == node.data, f"handle {handle}"
 
-    # -- listings -------------------------------------------------------------------------------------
+    # -- listings ---
 
     @precondition(lambda self: self.has_rig())
     @rule(data=st.data(), plus=st.booleans(), chunk=st.integers(1, 4))
@@ -543,7 +555,7 @@ class UnionMachine(RuleBasedStateMachine):
                 name: node for name, node in scan.stable.items() if now.get(name) is node
             }
 
-    # -- the kernel's memory ---------------------------------------------------------------------------
+    # -- the kernel's memory ---
 
     @precondition(lambda self: self.has_rig())
     @rule(which=st.integers(0, 50))

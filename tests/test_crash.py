@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pytest
 
 from tests.helpers import Rig, Snap, differences, snapshot
 from tests.invariants import check_disk, check_same_places, check_tree
-from tests.layers import OLD_NS, Dir, File, Layers, Link, Special, Symlink, Tree, join
+from tests.layers import OLD_NS, Dir, File, Layers, Link, Special, Symlink, Tree, join, parent_of
 from unionfs.steps import Step
 from unionfs.sys import calls
 from unionfs.types import Caller
@@ -93,6 +93,10 @@ def _remove(rig: Rig, path: bytes) -> None:
     rig.rmdir(path)
 
 
+def _no_pins(rig: Rig) -> None:
+    rig.union.fds.max_pins = 0
+
+
 def _several(*steps: Callable[[Rig], object]) -> Callable[[Rig], None]:
     def run(rig: Rig) -> None:
         for step in steps:
@@ -129,10 +133,11 @@ CHANGES = {
     ),
     "unlink of one of several names": Change(lambda rig: rig.unlink(b"d/h2")),
     "unlink of a file held by a pin": Change(
-        lambda rig: (rig.open(b"d/x"), rig.unlink(b"d/x")), lambda rig: rig.chmod(b"d/x", 0o600)
+        _several(lambda rig: rig.open(b"d/x"), lambda rig: rig.unlink(b"d/x")),
+        lambda rig: rig.chmod(b"d/x", 0o600),
     ),
     "unlink of a file kept as an orphan": Change(
-        lambda rig: (_no_pins(rig), rig.open(b"d/x"), rig.unlink(b"d/x")),
+        _several(_no_pins, lambda rig: rig.open(b"d/x"), lambda rig: rig.unlink(b"d/x")),
         lambda rig: rig.chmod(b"d/x", 0o600),
     ),
     "rmdir of a lower": Change(lambda rig: rig.rmdir(b"empty")),
@@ -223,10 +228,6 @@ CHANGES = {
 }
 
 
-def _no_pins(rig: Rig) -> None:
-    rig.union.fds.max_pins = 0
-
-
 @dataclass(frozen=True)
 class Style:
     """What the upper's filesystem allows, and how directories are renamed."""
@@ -243,6 +244,19 @@ STYLES = {
         {"whiteouts": "xattr", "family": b"user.overlay.", "tmpfile": False}, both_names=True
     ),
     "no xattrs": Style({"whiteouts": "dotwh", "family": None}, both_names=True),
+}
+#: Whose steps depend most on how whiteouts and marks are kept; the others take minutes.
+_DIFFERENT_WHEN_POOR = {
+    "mkdir over the whiteout of a directory",
+    "unlink of a merged file",
+    "rmdir of an opaque directory",
+    "rename a lower file",
+    "rename a merged directory",
+    "rename a merged directory over an emptied merged one",
+    "rename an upper directory over an emptied merged one",
+    "exchange a file with a directory",
+    "link over a whiteout",
+    "chown one of several names of a symlink",
 }
 _REDIRECTED = [name for name in CHANGES if "director" in name and "rename" in name]
 
@@ -321,13 +335,25 @@ class _Case:
         check_same_places(layers)
 
     def is_both(self, found: dict[bytes, Snap]) -> bool:
-        """All of the new tree is there, and old names still (files there have one name then)."""
+        """All of the new tree is there, and what the lowers have under the old name.
+
+        (Files with several names have one there, so link counts are not compared.)
+        """
         more = found.keys() - self.new.keys()
         whole = all(
             path in found and found[path]._replace(nlink=0) == snap._replace(nlink=0)
             for path, snap in self.new.items()
         )
-        return bool(more) and whole and more <= self.old.keys()
+        gone = self.old.keys() - self.new.keys()
+        return bool(more) and whole and all(_is_at_or_beneath(path, gone) for path in more)
+
+
+def _is_at_or_beneath(path: bytes, places: Set[bytes]) -> bool:
+    while path:
+        if path in places:
+            return True
+        path = parent_of(path)
+    return False
 
 
 def _numbers(rig: Rig) -> dict[bytes, int]:
@@ -418,7 +444,13 @@ def test_killed_anywhere_with_redirects_leaves_old_or_new(tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("style", ["userxattr", "no xattrs"])
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in _DIFFERENT_WHEN_POOR else pytest.mark.full)
+        for name in CHANGES
+    ],
+)
 def test_killed_anywhere_on_a_poor_filesystem_leaves_old_or_new(
     tmp_path: Path, name: str, style: str
 ) -> None:

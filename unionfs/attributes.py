@@ -29,6 +29,12 @@ def _path(union: Union, inode: Inode) -> tuple[bytes, bool]:
     raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
 
 
+def _holds_owner(union: Union, name: bytes) -> bool:
+    """Whether the attribute would hold an owner and mode once the file is in the upper."""
+    layer = union.layers[0]
+    return layer is not None and layer.override is not None and name == layer.override
+
+
 def _hidden(union: Union, inode: Inode, name: bytes) -> bool:
     """Whether the attribute holds owners and modes for this file's layer."""
     if inode.dirs is not None:
@@ -84,7 +90,7 @@ def setxattr(
 ) -> None:
     """setxattr(2), with copy-up. ``kill_sgid``: an ACL change that must clear S_ISGID."""
     _check(union)
-    if _hidden(union, inode, name):
+    if _hidden(union, inode, name) or _holds_owner(union, name):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     if inode.kind not in (stat.S_IFREG, stat.S_IFDIR) and name.startswith(b"user."):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -104,6 +110,8 @@ def setxattr(
 def removexattr(union: Union, inode: Inode, name: bytes) -> None:
     """removexattr(2); a missing attribute causes no copy-up."""
     getxattr(union, inode, name)
+    if _holds_owner(union, name):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     copy_up(union, inode)
     path, follow = _path(union, inode)
     os.removexattr(path, formats.escape(name), follow_symlinks=follow)

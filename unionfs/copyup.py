@@ -182,6 +182,8 @@ def _stage_regular(
     source = union.open_lower_data(inode)
     temp: bytes | None = None
     try:
+        # A metacopy file has times of its own: its data must only stay as it is now.
+        seen = st if inode.data is None else os.fstat(source)
         if upper.tmpfile:
             fd = os.open(
                 b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=upper.stage_fd
@@ -202,13 +204,14 @@ def _stage_regular(
             else:
                 copy_data(source, fd, length)
             after = os.fstat(source)
-            if (after.st_size, after.st_mtime_ns) != (st.st_size, st.st_mtime_ns) and length:
+            if (after.st_size, after.st_mtime_ns) != (seen.st_size, seen.st_mtime_ns) and length:
                 raise OSError(errno.EIO, "the lower file changed while it was copied")
             low = inode.low
             path = b"/proc/self/fd/%d" % fd
             if low is not None:
+                set_owner_fd(union, fd, st)  # first: chown(2) takes a capability away
                 copy_xattrs(low, inode.name, path, follow=True)
-                set_owner_fd(union, fd, st)
+                set_mode_fd(union, fd, st)
                 upper.set_origin_fd(fd, origin_for(union, inode, st))
             # A copy cut short is a change already: a crash must not show it with the old time.
             modified = st.st_mtime_ns if length == st.st_size else time.time_ns()
@@ -323,10 +326,16 @@ def _publish(
                     )
                 )
         else:
-            if temp is None:
-                temp = upper.temp_name()
-                upper.run(steps.LinkFd(fd, upper.stage_fd, temp))
-            hardlinks.publish(upper, temp, [(union.updir(parent), name) for parent, name in names])
+            staged = temp if temp is not None else upper.temp_name()
+            try:
+                if temp is None:
+                    upper.run(steps.LinkFd(fd, upper.stage_fd, staged))
+                hardlinks.publish(
+                    upper, staged, [(union.updir(parent), name) for parent, name in names]
+                )
+            except BaseException:
+                upper.discard(staged)
+                raise
     for parent, name in names:
         union.note_name(parent, name, inode.kind)
     hardlinks.release_names(union, names)
@@ -383,14 +392,19 @@ def set_owner(union: Union, dir_fd: int, name: bytes, st: os.stat_result) -> Non
 
 
 def set_owner_fd(union: Union, fd: int, st: os.stat_result) -> None:
-    """As ``set_owner``, for an open file."""
-    upper = union.need_upper()
-    if upper.layer.override is not None:
-        os.setxattr(fd, upper.layer.override, override_value(st))
-        return
-    if (st.st_uid, st.st_gid) != (os.geteuid(), os.getegid()):
-        os.fchown(fd, st.st_uid, st.st_gid)
-    os.fchmod(fd, stat.S_IMODE(st.st_mode))
+    """The owner of an open staged file; ``set_mode_fd`` must follow."""
+    if union.need_upper().layer.override is None:
+        if (st.st_uid, st.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(fd, st.st_uid, st.st_gid)
+
+
+def set_mode_fd(union: Union, fd: int, st: os.stat_result) -> None:
+    """The mode of an open staged file; its owner too where both are kept in an xattr."""
+    override = union.need_upper().layer.override
+    if override is not None:
+        os.setxattr(fd, override, override_value(st))
+    else:
+        os.fchmod(fd, stat.S_IMODE(st.st_mode))
 
 
 def override_value(st: os.stat_result) -> bytes:

@@ -9,6 +9,7 @@ a mount completes what a crash interrupted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -148,11 +149,16 @@ def publish(upper: Upper, temp: bytes, names: list[tuple[LayerDir, bytes]]) -> N
         draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=upper.stage_fd
     )
     try:
-        os.write(fd, lines)
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
-    upper.run(steps.Rename(upper.stage_fd, draft, upper.journal_fd, temp))
+        try:
+            if os.write(fd, lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        upper.run(steps.Rename(upper.stage_fd, draft, upper.journal_fd, temp))
+    except BaseException:
+        upper.discard(draft)
+        raise
     try:
         for directory, name in names:
             upper.run(steps.Link(upper.stage_fd, temp, directory.dirfd(), name))

@@ -320,13 +320,10 @@ class LayerDir:
                 self.impure = True
             elif name in formats.ORIGIN_NAMES:
                 self.origin = os.getxattr(path, name, follow_symlinks=False)
-        if not self.opaque and parent is not None:
+        if not self.opaque:
+            above, prefix = (self, b"") if parent is None else (parent, self.name + b"/")
             try:
-                os.stat(
-                    self.name + b"/" + formats.WH_OPAQUE,
-                    dir_fd=parent.dirfd(),
-                    follow_symlinks=False,
-                )
+                os.stat(prefix + formats.WH_OPAQUE, dir_fd=above.dirfd(), follow_symlinks=False)
                 self.opaque = True
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.EACCES, errno.ENAMETOOLONG):
@@ -389,6 +386,7 @@ def edit_stat(st: os.stat_result, **changes: int) -> os.stat_result:
     return os.stat_result(basic, {name: changes.get(name, getattr(st, name)) for name in names})
 
 
+_NO_ID = 0xFFFFFFFF
 _TYPES = {
     b"file": stat.S_IFREG,
     b"dir": stat.S_IFDIR,
@@ -415,8 +413,12 @@ def override_stat(st: os.stat_result, value: bytes) -> os.stat_result:
                 kind = stat.S_IFBLK if word.startswith(b"block-") else stat.S_IFCHR
                 _, major, minor = word.split(b"-")
                 rdev = os.makedev(int(major), int(minor))
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, OverflowError):
         return st
+    if not (0 <= uid < _NO_ID and 0 <= gid < _NO_ID):
+        return st
+    if (kind == stat.S_IFDIR) != stat.S_ISDIR(st.st_mode):
+        return st  # nobody could look into it
     return edit_stat(st, st_mode=kind | (mode & 0o7777), st_uid=uid, st_gid=gid, st_rdev=rdev)
 
 

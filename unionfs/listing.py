@@ -58,6 +58,10 @@ class Listing:
             self.whiteouts.discard(name)
             if self._order is not None:
                 self._new.append((cookie_of(name), name))
+                if len(self._order) + len(self._new) > 2 * len(self.names) + 1024:
+                    # Mostly names that have gone again: sort anew when next asked.
+                    self._order = None
+                    self._new = []
         elif old[1] == stat.S_IFDIR:
             self.subdirs -= 1
         if kind == stat.S_IFDIR:

@@ -167,7 +167,7 @@ class Ops:
             yield DirEntry(2, b"..", above.ino, stat.S_IFDIR, None)
         if inode.parent is None and inode is not union.root:
             return
-        listing = inode.listing or union.build_listing(inode)
+        listing = union.build_listing(inode)
         for place, name in listing.after(cookie):
             try:
                 found = union.find_listed(inode, listing, name)

@@ -102,13 +102,20 @@ def _number(word: str, value: str, convert: type[int] | type[float]) -> float:
         raise UserError(f"{word}={value}: not a number") from None
 
 
+def _id(word: str, value: str) -> int:
+    number = int(_number(word, value, int))
+    if not 0 <= number < 0xFFFFFFFF:
+        raise UserError(f"{word}={value}: not a user or group id")
+    return number
+
+
 def _id_map(word: str, value: str) -> IdMap:
     fields = [part for part in value.split(":") if part]
     try:
         numbers = [int(part) for part in fields]
     except ValueError:
         numbers = [0]
-    if not numbers or len(numbers) % 3:
+    if not numbers or len(numbers) % 3 or not all(0 <= number < 1 << 32 for number in numbers):
         raise UserError(f"{word}={value}: not triples of container:host:count")
     triples = zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
     return IdMap(tuple(triples))
@@ -192,9 +199,10 @@ def _apply(options: MountOptions, word: str, value: str) -> MountOptions | None:
             return replace(options, union=replace(union, copyup_at_open=value == "open"))
         case "timeout":
             seconds = _number(word, value, float)
-            if seconds < 0:
+            if not seconds >= 0:
                 raise UserError("timeout: expected seconds, 0 or more")
-            return replace(options, union=replace(union, timeout=seconds))
+            trusted = seconds if seconds < 1 << 32 else None
+            return replace(options, union=replace(union, timeout=trusted))
         case "writeback":
             return replace(options, union=replace(union, writeback=value != "0"))
         case "noacl":
@@ -208,9 +216,9 @@ def _apply(options: MountOptions, word: str, value: str) -> MountOptions | None:
                 return options
             return replace(options, union=replace(union, squash_uid=0, squash_gid=0))
         case "squash_to_uid":
-            return replace(options, union=replace(union, squash_uid=int(_number(word, value, int))))
+            return replace(options, union=replace(union, squash_uid=_id(word, value)))
         case "squash_to_gid":
-            return replace(options, union=replace(union, squash_gid=int(_number(word, value, int))))
+            return replace(options, union=replace(union, squash_gid=_id(word, value)))
         case "uidmapping":
             return replace(options, union=replace(union, uid_map=_id_map(word, value)))
         case "gidmapping":
@@ -342,6 +350,13 @@ def _work_directory(upper: bytes, work: bytes | None) -> bytes:
         raise UserError(
             f"upper {os.fsdecode(upper)} and work directory {os.fsdecode(real)}"
             " are on different filesystems",
+            hint,
+        )
+    mounts = {calls.statx(-100, path).mount_id for path in (upper, real)}
+    if len(mounts) > 1:
+        raise UserError(
+            f"upper {os.fsdecode(upper)} and work directory {os.fsdecode(real)}"
+            " are on different mounts of one filesystem, and nothing can be moved between those",
             hint,
         )
     if not os.access(real, os.W_OK | os.X_OK):

@@ -82,7 +82,7 @@ def _make_movable(union: Union, inode: Inode) -> None:
         directory = ensure_dir(union, inode)
         if len(inode.dirs) == 1:
             return
-        redirect = b"/" + inode.dirs[1].path()
+        redirect = _path_below(inode)
         if len(redirect) <= formats.REDIRECT_MAX:
             upper.expect_redirects()
             upper.run(
@@ -92,6 +92,22 @@ def _make_movable(union: Union, inode: Inode) -> None:
             union.seen_redirect = True
             return
     make_pure(union, inode)
+
+
+def _path_below(inode: Inode) -> bytes:
+    """Where a union of the lowers alone would show what is merged beneath a directory.
+
+    Not the path in any one layer: a lower may itself have moved a directory above.
+    """
+    parts: list[bytes] = []
+    current = inode
+    while current.parent is not None:
+        redirect = current.dirs[0].redirect if current.upper and current.dirs else None
+        parts.append(current.name if redirect is None else redirect.strip(b"/"))
+        if redirect is not None and redirect.startswith(b"/"):
+            break
+        current = current.parent
+    return b"/" + b"/".join(reversed(parts))
 
 
 def make_pure(union: Union, top: Inode) -> None:
@@ -141,11 +157,16 @@ def _cut_off(union: Union, inode: Inode) -> None:
         elif layer != 0:
             return
     _mark_opaque(union, inode)
+    _forget_lowers(union, inode)
+    with kept_times(union.updir(inode)):
+        clear_whiteouts(union, inode)
+
+
+def _forget_lowers(union: Union, inode: Inode) -> None:
+    """The directory has been marked opaque."""
     for directory in union.lowers_of(inode):
         union.fds.drop_dir(directory)
     inode.dirs = [union.updir(inode)]
-    with kept_times(union.updir(inode)):
-        clear_whiteouts(union, inode)
 
 
 def _mark_opaque(union: Union, inode: Inode) -> None:
@@ -220,7 +241,10 @@ def _move(
         orphan = _vacate(union, target, directory, name, new_hides)
     over_whiteout = whiteout and inode.is_dir
     over_marked = upper.prefix is None and target is not None and _is_marked(target)
-    _rename_on_disk(union, source, old, directory, name, old_hides, over_whiteout, over_marked)
+    vacant = not found and not whiteout
+    _rename_on_disk(
+        union, source, old, directory, name, old_hides, over_whiteout, over_marked, vacant
+    )
     record = target.real if target is not None and target.upper else None
     if record is not None and found[0].st.st_nlink <= 1:
         upper.forget_record(record)
@@ -262,8 +286,9 @@ def _vacate(
         assert target.dirs is not None
         if len(os.listdir(target.dirs[0].proc_path(b""))):
             # Opaque first: with its whiteouts gone, nothing from beneath may show.
-            if hides:
+            if hides or len(target.dirs) > 1:
                 _mark_opaque(union, target)
+                _forget_lowers(union, target)
             clear_whiteouts(union, target)
             if target.dirs[0].opaque:
                 _remove_opaque_file(union, target)
@@ -301,6 +326,7 @@ def _rename_on_disk(
     old_hides: bool,
     over_whiteout: bool,
     over_marked: bool,
+    vacant: bool,
 ) -> None:
     upper = union.need_upper()
     from_fd, to_fd = source.dirfd(), directory.dirfd()
@@ -323,6 +349,11 @@ def _rename_on_disk(
         upper.run(steps.Rename(from_fd, old, to_fd, name))
     elif upper.rename_whiteout:
         upper.run(steps.Rename(from_fd, old, to_fd, name, calls.RENAME_WHITEOUT))
+    elif upper.whiteout_style == "xattr" and vacant and not directory.opaque:
+        # A whiteout where nothing is to be seen changes nothing; the exchange does it all at once.
+        upper.allow_xattr_whiteouts(source)
+        upper.whiteout(directory, name, replace=False)
+        upper.run(steps.Rename(from_fd, old, to_fd, name, calls.RENAME_EXCHANGE))
     else:
         if upper.whiteout_style == "xattr":
             upper.allow_xattr_whiteouts(source)

@@ -185,7 +185,9 @@ class Union:
             if origin is not None:
                 key, _, text = origin.rpartition(b":")
                 try:
-                    return self._in_space(self._origin_space(key), int(text))
+                    origin_number = int(text)
+                    if 0 < origin_number < 1 << 64:
+                        return self._in_space(self._origin_space(key), origin_number)
                 except ValueError:
                     pass
         space = layer.space
@@ -443,7 +445,7 @@ class Union:
         if inode.upper:
             assert parent.dirs is not None
             directory = parent.dirs[0]
-            if inode.fd >= 0 and directory.layer.override is None:
+            if inode.fd >= 0 and inode.data is None and directory.layer.override is None:
                 return os.fstat(inode.fd)
             return directory.stat(inode.name)
         assert inode.low is not None
@@ -549,14 +551,16 @@ class Union:
     # -- listings --------------------------------------------------------------------
 
     def listing(self, inode: Inode) -> Listing | None:
-        """The merged listing of a directory; None for one too large to keep for lookups.
+        """The merged listing of a directory; None where names must be asked for one by one.
+
+        Such are directories too large to keep for lookups, and those that may not be read.
 
         Raises:
             OSError: a layer's directory cannot be read.
         """
         listing = inode.listing
         if listing is not None:
-            if self.timeout is None or time.monotonic() - listing.stamp < self.timeout:
+            if self._is_fresh(listing):
                 return listing
             self.forget_listing(inode)
         assert inode.dirs is not None
@@ -566,12 +570,20 @@ class Union:
             for directory in inode.dirs:
                 if not directory.masked and os.fstat(directory.dirfd()).st_size > _HUGE_DIR:
                     return None
-        return self.build_listing(inode)
+        try:
+            return self.build_listing(inode)
+        except PermissionError:
+            return None  # searched, not read (mode 0711 of somebody else): ask name by name
+
+    def _is_fresh(self, listing: Listing) -> bool:
+        return self.timeout is None or time.monotonic() - listing.stamp < self.timeout
 
     def build_listing(self, inode: Inode) -> Listing:
         """Read the listing of a directory from its layers and keep it."""
         if inode.listing is not None:
-            return inode.listing
+            if self._is_fresh(inode.listing):
+                return inode.listing
+            self.forget_listing(inode)
         assert inode.dirs is not None
         if self.watcher is not None:
             self.watcher.watch(inode, inode.dirs[-1])

@@ -44,6 +44,15 @@ def _exists(dir_fd: int, name: bytes) -> bool:
     return True
 
 
+def _only_whiteouts(path: bytes) -> bool:
+    with os.scandir(path) as entries:
+        for entry in entries:
+            st = entry.stat(follow_symlinks=False)
+            if not (stat.S_ISCHR(st.st_mode) and st.st_rdev == 0):
+                return False
+    return True
+
+
 class Upper:
     """A writable layer and its work directory.
 
@@ -121,7 +130,11 @@ class Upper:
 
     @staticmethod
     def _may_be_in_work(work: bytes, name: bytes) -> bool:
-        return name in FOREIGN_OK or (name.isdigit())
+        if name in FOREIGN_OK:
+            return True
+        # fuse-overlayfs's temporaries: files, and directories that hold at most whiteouts
+        path = os.path.join(work, name)
+        return name.isdigit() and (not os.path.isdir(path) or _only_whiteouts(path))
 
     def _sub(self, name: bytes) -> int:
         with contextlib.suppress(FileExistsError):
@@ -277,7 +290,8 @@ class Upper:
             # because a name that is there wins over the .wh. file beside it.
             with contextlib.suppress(FileExistsError):
                 self.run(steps.Mknod(fd, formats.WH_PREFIX + name, stat.S_IFREG | 0o444, 0))
-            directory.whs = (directory.whs or frozenset()) | {name}
+            if directory.whs is not None:
+                directory.whs |= {name}
             if replace:
                 self._remove(fd, name, orphan)
 
