@@ -385,17 +385,41 @@ def set_owner(union: Union, dir_fd: int, name: bytes, st: os.stat_result) -> Non
         path = upper.stage_path(name)
         upper.run(steps.SetXattr(path, upper.layer.override, override_value(st)))
         return
-    if (st.st_uid, st.st_gid) != (os.geteuid(), os.getegid()):
-        upper.run(steps.Chown(dir_fd, name, st.st_uid, st.st_gid))
+    uid, gid = _owner_on_disk(union, st)
+    if (uid, gid) != (os.geteuid(), os.getegid()):
+        with _kept_owner():
+            upper.run(steps.Chown(dir_fd, name, uid, gid))
     if not stat.S_ISLNK(st.st_mode):
         upper.run(steps.Chmod(dir_fd, name, st.st_mode))
+
+
+def _owner_on_disk(union: Union, st: os.stat_result) -> tuple[int, int]:
+    """Who is to own a copy: as below, or the daemon where all owners are shown as one anyway."""
+    options = union.options
+    return (
+        st.st_uid if options.squash_uid is None else os.geteuid(),
+        st.st_gid if options.squash_gid is None else os.getegid(),
+    )
+
+
+@contextlib.contextmanager
+def _kept_owner() -> Iterator[None]:
+    """An owner that has no name in our user namespace (chown(2): EINVAL) cannot be kept: EPERM."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise OSError(errno.EPERM, "this owner cannot be kept here") from None
+        raise
 
 
 def set_owner_fd(union: Union, fd: int, st: os.stat_result) -> None:
     """The owner of an open staged file; ``set_mode_fd`` must follow."""
     if union.need_upper().layer.override is None:
-        if (st.st_uid, st.st_gid) != (os.geteuid(), os.getegid()):
-            os.fchown(fd, st.st_uid, st.st_gid)
+        uid, gid = _owner_on_disk(union, st)
+        if (uid, gid) != (os.geteuid(), os.getegid()):
+            with _kept_owner():
+                os.fchown(fd, uid, gid)
 
 
 def set_mode_fd(union: Union, fd: int, st: os.stat_result) -> None:

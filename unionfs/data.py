@@ -279,10 +279,19 @@ def fallocate(
 
 
 def copy_file_range(
-    union: Union, source: Inode, offset: int, target: Inode, target_offset: int, length: int
+    union: Union,
+    source: Inode,
+    offset: int,
+    target: Inode,
+    target_offset: int,
+    length: int,
+    *,
+    kill_suidgid: bool,
 ) -> int:
     """copy_file_range(2)."""
     copy_up(union, target)
+    if kill_suidgid:
+        _kill_suidgid(union, target)
     fd_in = data_fd(union, source, write=False)
     source.users += 1
     try:

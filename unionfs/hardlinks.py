@@ -14,7 +14,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from unionfs import steps
+from unionfs import formats, steps
 from unionfs.inode import Inode
 from unionfs.layer import Layer, LayerDir
 from unionfs.upper import remove_tree
@@ -64,14 +64,45 @@ def scan_layer(layer: Layer) -> dict[int, list[bytes]]:
     return several
 
 
+def has_redirects(layer: Layer) -> bool:
+    """Whether a directory of the layer stands elsewhere than in those beneath. As ``scan_layer``.
+
+    Reads directories, and the attributes of those in them.
+    """
+    top = os.open(layer.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        pending = [b""]
+        while pending:
+            path = pending.pop()
+            if path in layer.masks:
+                continue
+            where = b"/proc/self/fd/%d/%s" % (top, path)
+            with contextlib.suppress(OSError):
+                if path and not formats.REDIRECT_NAMES.isdisjoint(
+                    map(os.fsencode, os.listxattr(where, follow_symlinks=False))
+                ):
+                    return True
+                with os.scandir(where) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(path + b"/" + entry.name if path else entry.name)
+    finally:
+        os.close(top)
+    return False
+
+
 def visible_names(union: Union, inode: Inode, st: os.stat_result) -> list[tuple[Inode, bytes]]:
     """Every name under which the union shows this lower file (parent inode, name)."""
     assert inode.low is not None
     layer = inode.low.layer
     scan = union.link_scans.get(layer.index)
     if scan is None:
+        above = [] if union.renamed_dirs() else union.layers[1 : layer.index]
         with union.monitor.released():
             scan = scan_layer(layer)
+            moved = any(has_redirects(other) for other in above if other is not None)
+        if moved:
+            union.seen_redirect = True
         union.link_scans[layer.index] = scan
     names = dict.fromkeys(inode.links())
     if union.renamed_dirs():

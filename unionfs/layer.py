@@ -208,6 +208,12 @@ class LayerDir:
                 return override_stat(st, value)
         return st
 
+    def stat_shown(self, name: bytes) -> os.stat_result:
+        """As ``stat``, for a name that may be masked."""
+        if self.layer.masks and self.is_masked(name):
+            return _masked_stat(self, name)
+        return self.stat(name)
+
     def stat_self(self) -> os.stat_result:
         """Attributes of the directory itself."""
         if self.parent is None or self.fd >= 0:

@@ -46,7 +46,11 @@ class Ops:
         return self._referenced(inode, found[0].st)
 
     def _referenced(self, inode: Inode, st: os.stat_result) -> Attr:
-        attr = self.union.attr(inode, st)
+        try:
+            attr = self.union.attr(inode, st)
+        except OSError:
+            self.union.forget(inode.ino, 0)
+            raise
         inode.nlookup += 1
         return attr
 
@@ -142,11 +146,14 @@ class Ops:
         data.fallocate(self.union, inode, mode, offset, length, kill_suidgid=kill)
 
     def copy_file_range(
-        self, ino: int, offset: int, target: int, target_offset: int, length: int
+        self, ino: int, offset: int, target: int, target_offset: int, length: int, caller: Caller
     ) -> int:
         """copy_file_range(2)."""
         source, sink = self.union.get(ino), self.union.get(target)
-        return data.copy_file_range(self.union, source, offset, sink, target_offset, length)
+        kill = caller.uid != 0
+        return data.copy_file_range(
+            self.union, source, offset, sink, target_offset, length, kill_suidgid=kill
+        )
 
     # -- directories -----------------------------------------------------------------
 

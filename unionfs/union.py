@@ -30,6 +30,7 @@ _ALT = 1 << 62
 _SECOND = 1_000_000_000
 _HUGE_DIR = 8 << 20
 _LISTED_NAMES = 200_000
+_MAX_HOPS = 1000
 
 
 class Union:
@@ -55,6 +56,7 @@ class Union:
         self.listed_names = 0
         self.timeout = options.timeout
         self.seen_redirect = False
+        self._hops = 0
         self.watcher: Watcher | None = None
         self.link_scans: dict[int, dict[int, list[bytes]]] = {}
         try:
@@ -226,6 +228,10 @@ class Union:
     def _says_redirected(
         self, redirect: bytes, index: int, below: Sequence[LayerDir]
     ) -> Iterator[Entry]:
+        # Redirects in the middle of redirects multiply: layers made for that must not stop us.
+        self._hops += 1
+        if self._hops > _MAX_HOPS:
+            raise OSError(errno.ELOOP, "too many redirects")
         if not redirect.startswith(b"/"):
             if b"/" not in redirect and redirect not in (b"", b".", b".."):
                 yield from self.says(below, redirect)
@@ -242,6 +248,7 @@ class Union:
     def find(self, parent: Inode, name: bytes) -> list[Entry]:
         """The layers' entries that make up ``name``; empty: it does not exist."""
         dirs = parent.dirs
+        self._hops = 0
         if dirs is None:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if len(name) > 255:
@@ -282,6 +289,7 @@ class Union:
 
     def below(self, parent: Inode, name: bytes) -> list[Entry]:
         """What the lowers alone would show under ``name``."""
+        self._hops = 0
         lowers = self.lowers_of(parent)
         return resolve(self.says(lowers, name)) if lowers else []
 
@@ -371,6 +379,7 @@ class Union:
         name = top.name
         redirect = top.dir.first_xattr(name, tuple(formats.REDIRECT_NAMES))
         below = [d for d in dirs if d.layer.index > top.dir.layer.index]
+        self._hops = 0
         answers: Iterable[Entry]
         if redirect is not None:
             answers = self._says_redirected(redirect, top.dir.layer.index, below)
@@ -449,12 +458,12 @@ class Union:
                 return os.fstat(inode.fd)
             return directory.stat(inode.name)
         assert inode.low is not None
-        return inode.low.stat(inode.name)
+        return inode.low.stat_shown(inode.name)
 
     def _stat_detached(self, inode: Inode) -> os.stat_result:
         if inode.low is not None:
             # The lower's file keeps its names; the union shows none of them.
-            return edit_stat(inode.low.stat(inode.name), st_nlink=0)
+            return edit_stat(inode.low.stat_shown(inode.name), st_nlink=0)
         if inode.orphan is not None and self.upper is not None:
             st = os.stat(inode.orphan, dir_fd=self.upper.orphan_fd, follow_symlinks=False)
             st = edit_stat(st, st_nlink=max(0, st.st_nlink - 1))
@@ -538,6 +547,8 @@ class Union:
             assert inode.low is not None
             where = (inode.low, inode.name)
         directory, name = where
+        if directory.layer.masks and directory.is_masked(name):
+            return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # shown as an empty file
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             fd = os.open(name, flags | os.O_NOATIME, dir_fd=directory.dirfd())

@@ -623,19 +623,20 @@ class DirectEngine:
         _fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
         return wire.LSEEK_REPLY.pack(24, 0, unique, self.ops.lseek(nodeid, offset, whence))
 
-    def _copy(self, nodeid: int, body: memoryview) -> int:
+    def _copy(self, nodeid: int, caller: Caller, body: memoryview) -> int:
         _fh, offset, target, _fh2, target_offset, length, _flags = wire.COPY_IN.unpack_from(body)
-        return self.ops.copy_file_range(nodeid, offset, target, target_offset, length)
+        return self.ops.copy_file_range(nodeid, offset, target, target_offset, length, caller)
 
     def _copy_file_range(
         self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview
     ) -> bytes:
-        return wire.WRITE_REPLY.pack(24, 0, unique, self._copy(nodeid, body), 0)
+        done = self._copy(nodeid, Caller(uid, gid), body)
+        return wire.WRITE_REPLY.pack(24, 0, unique, done, 0)
 
     def _copy_file_range_64(
         self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview
     ) -> bytes:
-        return wire.LSEEK_REPLY.pack(24, 0, unique, self._copy(nodeid, body))
+        return wire.LSEEK_REPLY.pack(24, 0, unique, self._copy(nodeid, Caller(uid, gid), body))
 
 
 def describe(opcode: int, nodeid: int, body: bytes) -> str:
