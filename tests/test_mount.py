@@ -18,6 +18,7 @@ import socket
 import stat
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -104,15 +105,18 @@ def in_process(work: Callable[[], None]) -> None:
         try:
             work()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def as_user(uid: int, work: Callable[[], None]) -> None:
-    """Run in a forked process as somebody without rights."""
+def as_user(uid: int, root: Path, work: Callable[[], None]) -> None:
+    """Run in a forked process as somebody without rights, in ``root``."""
 
     def become() -> None:
+        os.chdir(root)  # others may not pass through pytest's directories
         os.setgroups([])
         os.setgid(uid)
         os.setuid(uid)
@@ -187,7 +191,7 @@ def test_a_directory_may_be_renamed_beneath_its_users(posix: Path) -> None:
         assert (posix / "cwd/moved").stat().st_ino == number == os.fstat(fd).st_ino
 
 
-# -- contents ----------------------------------------------------------------------------
+# -- contents ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [0, 1, 5000, 10_000, 20_000])
@@ -208,7 +212,8 @@ def test_an_unnamed_file_lives_and_may_get_a_name(posix: Path) -> None:
         os.write(fd, b"nameless")
         assert os.fstat(fd).st_nlink == 0
         assert os.listdir(posix / "tmpfile") == []
-        os.link(f"/proc/self/fd/{fd}", posix / "tmpfile/named", follow_symlinks=True)
+        with opened(posix / "tmpfile", os.O_PATH) as where:
+            os.link(f"/proc/self/fd/{fd}", "named", dst_dir_fd=where, follow_symlinks=True)
         assert os.fstat(fd).st_nlink == 1
         assert (posix / "tmpfile/named").read_bytes() == b"nameless"
         os.write(fd, b" once")
@@ -306,7 +311,7 @@ def test_fsync_of_everything(posix: Path, shared: Mounted) -> None:
     assert (shared.layers.upper / "synced").read_bytes() == b"safe"
 
 
-# -- locks ---------------------------------------------------------------------------------
+# -- locks ---------------------------------------------------------------------------
 
 
 def test_locks_hold_between_processes(posix: Path) -> None:
@@ -322,11 +327,11 @@ def test_locks_hold_between_processes(posix: Path) -> None:
                 fcntl.lockf(mine, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 5)
 
         in_process(other)
-        path.write_bytes(b"copied up under locks")
+        os.pwrite(fd, b"copied up under locks", 0)  # close(2) would drop the POSIX lock
         in_process(other)
 
 
-# -- unlinked and open ---------------------------------------------------------------------------
+# -- unlinked and open ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change_first", [False, True], ids=["lower", "upper"])
@@ -413,7 +418,7 @@ def test_25_000_unlinked_open_files(mounted: Mounted) -> None:
     assert os.listdir(mounted.mnt) == []
 
 
-# -- owners, modes, attributes ----------------------------------------------------------------------
+# -- owners, modes, attributes -------------------------------------------------------
 
 
 def test_writing_by_others_clears_suid_and_sgid(mount: Mount) -> None:
@@ -423,11 +428,11 @@ def test_writing_by_others_clears_suid_and_sgid(mount: Mount) -> None:
     assert (root / "f").stat().st_mode & 0o7777 == 0o6777
 
     def write() -> None:
-        with open(root / "g", "r+b") as file:
+        with open("g", "r+b") as file:
             file.write(b"by somebody")
-        os.truncate(root / "h", 0)
+        os.truncate("h", 0)
 
-    as_user(4321, write)
+    as_user(4321, root, write)
     assert (root / "g").stat().st_mode & 0o7777 == 0o777
     assert (root / "h").stat().st_mode & 0o7777 == 0o777
     os.chown(root / "f", 5, 6)
@@ -440,26 +445,26 @@ def test_new_files_belong_to_their_makers(posix: Path) -> None:
 
     def make() -> None:
         os.umask(0o027)
-        (posix / "public/f").write_bytes(b"mine")
-        (posix / "public/d").mkdir()
-        os.symlink("f", posix / "public/s")
-        os.mkfifo(posix / "public/p")
+        Path("f").write_bytes(b"mine")
+        os.mkdir("d")
+        os.symlink("f", "s")
+        os.mkfifo("p")
 
-    as_user(4321, make)
+    as_user(4321, posix / "public", make)
     for name, mode in (("f", 0o640), ("d", 0o750), ("s", 0o777), ("p", 0o640)):
         st = (posix / "public" / name).lstat()
         assert (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)) == (4321, 4321, mode), name
-    as_user(1234, lambda: refused(errno.EPERM, (posix / "public/f").unlink))
+    as_user(1234, posix / "public", lambda: refused(errno.EPERM, Path("f").unlink))
 
 
 def test_a_setgid_directory_passes_its_group_on(posix: Path) -> None:
     root = posix / "setgid"
 
     def make() -> None:
-        (root / "f").write_bytes(b"")
-        (root / "d").mkdir()
+        Path("f").write_bytes(b"")
+        os.mkdir("d")
 
-    as_user(4321, make)
+    as_user(4321, root, make)
     assert (root / "f").stat().st_gid == 77
     st = (root / "d").stat()
     assert (st.st_gid, bool(st.st_mode & stat.S_ISGID)) == (77, True)
@@ -467,13 +472,13 @@ def test_a_setgid_directory_passes_its_group_on(posix: Path) -> None:
 
 def test_a_file_may_be_written_through_a_descriptor_that_its_mode_forbids(posix: Path) -> None:
     def make() -> None:
-        with opened(posix / "public2/f", os.O_CREAT | os.O_RDWR, 0o400) as fd:
+        with opened(Path("f"), os.O_CREAT | os.O_RDWR, 0o400) as fd:
             os.write(fd, b"written all the same")
-            refused(errno.EACCES, lambda: os.open(posix / "public2/f", os.O_WRONLY))
+            refused(errno.EACCES, lambda: os.open("f", os.O_WRONLY))
 
     (posix / "public2").mkdir()
     os.chmod(posix / "public2", 0o777)
-    as_user(4321, make)
+    as_user(4321, posix / "public2", make)
     assert (posix / "public2/f").read_bytes() == b"written all the same"
 
 
@@ -538,7 +543,7 @@ def test_a_device_that_would_be_a_whiteout_cannot_be_made(posix: Path) -> None:
     refused(errno.ENOENT, (posix / "w").lstat)
 
 
-# -- names -----------------------------------------------------------------------------------------------
+# -- names ---------------------------------------------------------------------------
 
 
 def test_the_longest_and_strangest_names(posix: Path) -> None:
@@ -623,7 +628,7 @@ def test_a_directory_of_100_000_entries(mount: Mount) -> None:
     assert os.listdir(mounted.mnt) == []
 
 
-# -- layers -------------------------------------------------------------------------------------------------
+# -- layers --------------------------------------------------------------------------
 
 
 def test_500_lowers(tmp_path: Path) -> None:
@@ -763,7 +768,7 @@ def test_a_read_only_union_refuses_every_change(mount: Mount) -> None:
     assert (root / "f").read_bytes() == b"1"
 
 
-# -- the daemon -----------------------------------------------------------------------------------------------
+# -- the daemon ----------------------------------------------------------------------
 
 
 def test_the_mount_command_leaves_no_pipe_open(make_layers: Callable[..., Layers]) -> None:

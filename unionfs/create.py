@@ -68,6 +68,10 @@ class _Birth:
         self.default_acl = _default_acl(union, directory)
         self.mode = mode if self.default_acl is not None else mode & ~caller.umask
         self.override = upper.layer.override is not None
+        # On disk such a file is the daemon's own: no suid, and nobody else's business.
+        self.bits = stat.S_IMODE(self.mode)
+        if self.override:
+            self.bits = 0o700 if stat.S_ISDIR(mode) else 0o600
         self.in_place = (
             not self.override and self.uid == os.geteuid() and (setgid or self.gid == os.getegid())
         )
@@ -127,7 +131,7 @@ def mknod(
         staged = _Staged(upper, birth)
         try:
             if kind == stat.S_IFREG:
-                fd = upper.create(staged.dir_fd, staged.name, stat.S_IMODE(birth.mode))
+                fd = upper.create(staged.dir_fd, staged.name, birth.bits)
             else:
                 upper.run(steps.Mknod(staged.dir_fd, staged.name, birth.mode, device))
             staged.own(birth)
@@ -160,7 +164,7 @@ def mkdir(
     else:
         staged = _Staged(upper, birth)
         try:
-            upper.run(steps.Mkdir(staged.dir_fd, staged.name, stat.S_IMODE(birth.mode)))
+            upper.run(steps.Mkdir(staged.dir_fd, staged.name, birth.bits))
             staged.own(birth)
             if whiteout or hidden:
                 upper.mark_opaque(staged.path(), staged.dir_fd, staged.name)
@@ -308,7 +312,7 @@ def tmpfile(union: Union, parent: Inode, mode: int, caller: Caller) -> tuple[Ino
     directory = ensure_dir(union, parent)
     birth = _Birth(union, directory, stat.S_IFREG | stat.S_IMODE(mode), caller)
     flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-    fd = os.open(b".", flags, stat.S_IMODE(birth.mode), dir_fd=directory.dirfd())
+    fd = os.open(b".", flags, birth.bits, dir_fd=directory.dirfd())
     try:
         if birth.override:
             wanted = edit_stat(os.fstat(fd), st_uid=birth.uid, st_gid=birth.gid, st_mode=birth.mode)

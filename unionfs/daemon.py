@@ -69,6 +69,9 @@ def open_union(options: MountOptions) -> Union:
             union.upper.sweep()
             if options.union.xattr_permissions and union.upper.layer.override is None:
                 union.upper.enable_override()
+    except OSError as error:
+        union.close()
+        raise UserError(f"{os.fsdecode(options.union.work or b'')}: {error.strerror}") from None
     except BaseException:
         union.close()
         raise

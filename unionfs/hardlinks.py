@@ -12,16 +12,50 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from unionfs import formats, steps
 from unionfs.inode import Inode
 from unionfs.layer import Layer, LayerDir
+from unionfs.sys import calls
 from unionfs.upper import remove_tree
 
 if TYPE_CHECKING:
     from unionfs.union import Union
     from unionfs.upper import Upper
+
+#: Paths from here on are walked part by part (PATH_MAX).
+_LONG = 3900
+
+
+def _open_deep(top: int, path: bytes) -> int:
+    """An O_PATH descriptor of a directory at a path of any length, through no symlink."""
+    fd = os.dup(top)
+    try:
+        for part in path.split(b"/") if path else ():
+            below = calls.open_beneath(fd, part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+            os.close(fd)
+            fd = below
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextlib.contextmanager
+def _entries(top: int, path: bytes) -> Iterator[Iterator[os.DirEntry[bytes]]]:
+    """scandir of a directory beneath ``top``."""
+    if len(path) < _LONG:
+        with os.scandir(b"/proc/self/fd/%d/%s" % (top, path)) as entries:
+            yield entries
+        return
+    fd = _open_deep(top, path)
+    try:
+        with os.scandir(b"/proc/self/fd/%d" % fd) as entries:
+            yield entries
+    finally:
+        os.close(fd)
 
 
 def scan_layer(layer: Layer) -> dict[int, list[bytes]]:
@@ -38,9 +72,8 @@ def scan_layer(layer: Layer) -> dict[int, list[bytes]]:
             path = pending.pop()
             if path in layer.masks:
                 continue
-            where = b"/proc/self/fd/%d/%s" % (top, path)
             try:
-                with os.scandir(where) as entries:
+                with _entries(top, path) as entries:
                     for entry in entries:
                         name = entry.name
                         if entry.is_dir(follow_symlinks=False):
@@ -64,6 +97,20 @@ def scan_layer(layer: Layer) -> dict[int, list[bytes]]:
     return several
 
 
+def _is_redirected(top: int, path: bytes) -> bool:
+    fd = -1
+    where = b"/proc/self/fd/%d/%s" % (top, path)
+    try:
+        if len(path) >= _LONG:
+            fd = _open_deep(top, path)
+            where = b"/proc/self/fd/%d/." % fd
+        names = os.listxattr(where, follow_symlinks=False)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return not formats.REDIRECT_NAMES.isdisjoint(map(os.fsencode, names))
+
+
 def has_redirects(layer: Layer) -> bool:
     """Whether a directory of the layer stands elsewhere than in those beneath. As ``scan_layer``.
 
@@ -76,13 +123,10 @@ def has_redirects(layer: Layer) -> bool:
             path = pending.pop()
             if path in layer.masks:
                 continue
-            where = b"/proc/self/fd/%d/%s" % (top, path)
             with contextlib.suppress(OSError):
-                if path and not formats.REDIRECT_NAMES.isdisjoint(
-                    map(os.fsencode, os.listxattr(where, follow_symlinks=False))
-                ):
+                if path and _is_redirected(top, path):
                     return True
-                with os.scandir(where) as entries:
+                with _entries(top, path) as entries:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
                             pending.append(path + b"/" + entry.name if path else entry.name)
@@ -203,7 +247,10 @@ def publish(upper: Upper, temp: bytes, names: list[tuple[LayerDir, bytes]]) -> N
                     os.unlink(name, dir_fd=fd)
         os.unlink(temp, dir_fd=upper.journal_fd)
         raise
-    upper.run(steps.Unlink(upper.stage_fd, temp), steps.Unlink(upper.journal_fd, temp))
+    # All names are there: what is left over now is for the next mount to sweep.
+    for entry in (steps.Unlink(upper.stage_fd, temp), steps.Unlink(upper.journal_fd, temp)):
+        with contextlib.suppress(OSError):
+            upper.run(entry)
 
 
 def read_journal(path: bytes, dir_fd: int | None = None) -> list[bytes] | None:
@@ -219,6 +266,16 @@ def read_journal(path: bytes, dir_fd: int | None = None) -> list[bytes] | None:
     return paths if inside else None
 
 
+def _link_staged(upper: Upper, temp: bytes, path: bytes) -> None:
+    """linkat(2) to a path of any length in the upper, through no symlink."""
+    above, _, name = path.rpartition(b"/")
+    fd = _open_deep(upper.upper_fd, above)
+    try:
+        os.link(temp, name, src_dir_fd=upper.stage_fd, dst_dir_fd=fd, follow_symlinks=False)
+    finally:
+        os.close(fd)
+
+
 def complete_journal(upper: Upper) -> int:
     """Finish what a crash interrupted; the number of files completed. Call before ``sweep``."""
     count = 0
@@ -227,14 +284,8 @@ def complete_journal(upper: Upper) -> int:
         # An entry that cannot be read was torn before the first link: the old state stands.
         paths = read_journal(temp, upper.journal_fd) or []
         for path in paths:
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
-                os.link(
-                    temp,
-                    path,
-                    src_dir_fd=upper.stage_fd,
-                    dst_dir_fd=upper.upper_fd,
-                    follow_symlinks=False,
-                )
+            with contextlib.suppress(FileExistsError, FileNotFoundError, NotADirectoryError):
+                _link_staged(upper, temp, path)
         remove_tree(upper.journal_fd, temp)
         count += 1
     return count

@@ -16,6 +16,7 @@ from unionfs.resolve import Says
 
 _MASK: Final = 0x7FFFFFFFFFFFFFF0
 _FIRST: Final = 16
+_FEW: Final = 64
 
 
 def cookie_of(name: bytes) -> int:
@@ -83,11 +84,16 @@ class Listing:
         order = self._order
         if order is None:
             order = self._order = sorted((cookie_of(name), name) for name in self.names)
-        elif self._new:
-            order.extend(self._new)
-            order.sort()
-            # A name removed and created again stands twice.
-            order = self._order = list(dict.fromkeys(order))
+            self._new = []
+        elif len(self._new) < _FEW:
+            # A name removed and created again has its place already.
+            for item in self._new:
+                index = bisect_left(order, item)
+                if index == len(order) or order[index] != item:
+                    order.insert(index, item)
+            self._new.clear()
+        else:
+            order = self._order = sorted({*order, *self._new})
             self._new = []
         start = bisect_left(order, (cookie + 1, b""))
         names = self.names

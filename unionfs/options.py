@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from dataclasses import dataclass, field, replace
 
@@ -95,6 +96,11 @@ def split_layers(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
+def _plain(text: str) -> str:
+    """A single path of an option, its ``\\:`` and ``\\\\`` undone."""
+    return re.sub(r"\\([:\\])", r"\1", text)
+
+
 def _number(word: str, value: str, convert: type[int] | type[float]) -> float:
     try:
         return convert(value)
@@ -128,7 +134,7 @@ def parse_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
     for argument in words:
         for part in split_escaped(argument, ",", quotes=True):
             word, _, value = part.partition("=")
-            if word:
+            if part:
                 values[word] = value
                 order.append(word)
     return values, order
@@ -150,14 +156,16 @@ def build(
     values, order = parse_words(words)
     if "lowerdir" in values:
         lowers = split_layers(values["lowerdir"])
-    upper = values.get("upperdir") or upper
-    work = values.get("workdir") or work
+    if "upperdir" in values:
+        upper = _plain(values["upperdir"])
+    if "workdir" in values:
+        work = _plain(values["workdir"])
     if not lowers:
         raise UserError("no lower directory", "pyunion mount LOWER[:LOWER...] [UPPER] MNT")
     union = Options(
         lowers=tuple(os.fsencode(path) for path in lowers),
-        upper=os.fsencode(upper) if upper else None,
-        work=os.fsencode(work) if work else None,
+        upper=os.fsencode(upper) if upper is not None else None,
+        work=os.fsencode(work) if work is not None else None,
         redirect_dir=_default_redirect(),
     )
     options = MountOptions(union, mountpoint)
@@ -225,6 +233,8 @@ def _apply(options: MountOptions, word: str, value: str) -> MountOptions | None:
             return replace(options, union=replace(union, gid_map=_id_map(word, value)))
         case "xattr_permissions":
             level = int(_number(word, value, int))
+            if level not in (0, 1, 2):
+                raise UserError(f"xattr_permissions={value}: expected 0, 1 or 2")
             return replace(options, union=replace(union, xattr_permissions=level))
         case "suid" | "nosuid":
             return replace(options, suid=word == "suid")
@@ -259,6 +269,8 @@ def _is_inside(inner: bytes, outer: bytes) -> bool:
 
 
 def _directory(path: bytes, what: str) -> bytes:
+    if not path:
+        raise UserError(f"{what}: an empty path")
     real = os.path.realpath(path)
     try:
         mode = os.stat(real).st_mode

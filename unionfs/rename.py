@@ -354,12 +354,27 @@ def _rename_on_disk(
         upper.allow_xattr_whiteouts(source)
         upper.whiteout(directory, name, replace=False)
         upper.run(steps.Rename(from_fd, old, to_fd, name, calls.RENAME_EXCHANGE))
-    else:
-        if upper.whiteout_style == "xattr":
-            upper.allow_xattr_whiteouts(source)
-        # rename before whiteout: a crash between leaves an old file visible, never a lost one.
-        upper.run(steps.Rename(from_fd, old, to_fd, name))
+    elif upper.whiteout_style == "dotwh" and upper.prefix is None:
+        # What is there wins over a .wh. file beside it, so that this changes nothing yet.
         upper.whiteout(source, old, replace=False)
+        upper.run(steps.Rename(from_fd, old, to_fd, name))
+    else:
+        staged = None
+        if upper.whiteout_style != "dotwh":
+            if upper.whiteout_style == "xattr":
+                upper.allow_xattr_whiteouts(source)
+            staged = upper.stage_whiteout()
+        # rename before whiteout: a crash between leaves an old file visible, never a lost one.
+        try:
+            upper.run(steps.Rename(from_fd, old, to_fd, name))
+        except OSError:
+            if staged is not None:
+                upper.discard(staged)
+            raise
+        if staged is None:
+            upper.whiteout(source, old, replace=False)
+        else:
+            upper.run(steps.Rename(upper.stage_fd, staged, from_fd, old))
 
 
 def _exchange(union: Union, old_parent: Inode, old: bytes, parent: Inode, name: bytes) -> None:

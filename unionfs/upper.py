@@ -6,6 +6,7 @@ WORK/pyunion/ holds all that is ours::
     stage/      things being made; swept at mount
     orphans/    unlinked but possibly open files; swept at mount
     journal/    multi-name copy-ups under way; completed at mount
+    whiteout    the whiteout that all others are links of
     redirects   is there if the upper may hold redirects
     records/    identity of files that cannot carry an xattr: a symlink
                 ``<st_ino> -> <btime>:<origin>`` per file
@@ -32,6 +33,8 @@ from unionfs.sys import calls
 
 OURS: Final = b"pyunion"
 _REDIRECTS: Final = b"redirects"
+_WHITEOUT: Final = b"whiteout"
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.ENOSYS})
 FOREIGN_OK: Final = frozenset({b"work", b"index", OURS, b"lost+found"})
 _DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -79,6 +82,7 @@ class Upper:
         self.whiteout_style = self._probe_whiteout()
         self.tmpfile = self._probe_tmpfile()
         self.rename_whiteout = self.whiteout_style == "chardev" and self._probe_rename_whiteout()
+        self._link_whiteouts = True
         self.records: dict[int, tuple[int, bytes]] = {}
         self._load_records()
 
@@ -279,7 +283,7 @@ class Upper:
         fd = directory.dirfd()
         if self.whiteout_style == "chardev":
             if not replace:
-                self.run(steps.Mknod(fd, name, stat.S_IFCHR, 0))
+                self._make_whiteout(fd, name)
                 return
             self._swap_in(self.stage_whiteout(), fd, name, orphan)
         elif self.whiteout_style == "xattr":
@@ -298,15 +302,37 @@ class Upper:
     def stage_whiteout(self) -> bytes:
         """A whiteout in stage/ (not for the dotwh style); its name there."""
         temp = self.temp_name()
-        if self.whiteout_style == "chardev":
-            self.run(steps.Mknod(self.stage_fd, temp, stat.S_IFCHR, 0))
-        else:
-            assert self.prefix is not None
-            self.run(
-                steps.Mknod(self.stage_fd, temp, stat.S_IFREG | 0o444, 0),
-                steps.SetXattr(self.stage_path(temp), self.prefix + formats.WHITEOUT, b""),
-            )
+        self._make_whiteout(self.stage_fd, temp)
         return temp
+
+    def _make_whiteout(self, fd: int, name: bytes) -> None:
+        """A further name of the one whiteout in the work directory: a link costs no inode."""
+        if self._link_whiteouts:
+            for _ in range(2):
+                try:
+                    self.run(steps.Link(self.ours_fd, _WHITEOUT, fd, name))
+                    return
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.EMLINK):
+                        self._link_whiteouts = error.errno not in _NO_LINKS
+                        if self._link_whiteouts:
+                            raise
+                        break
+                temp = self.temp_name()
+                self._create_whiteout(self.stage_fd, temp)
+                self.run(steps.Rename(self.stage_fd, temp, self.ours_fd, _WHITEOUT))
+        self._create_whiteout(fd, name)
+
+    def _create_whiteout(self, fd: int, name: bytes) -> None:
+        if self.whiteout_style == "chardev":
+            self.run(steps.Mknod(fd, name, stat.S_IFCHR, 0))
+            return
+        assert self.prefix is not None
+        path = b"/proc/self/fd/%d/%s" % (fd, name)
+        self.run(
+            steps.Mknod(fd, name, stat.S_IFREG | 0o444, 0),
+            steps.SetXattr(path, self.prefix + formats.WHITEOUT, b""),
+        )
 
     def _swap_in(self, temp: bytes, fd: int, name: bytes, orphan: bytes | None) -> None:
         try:
@@ -328,10 +354,12 @@ class Upper:
             self._dispose(temp, orphan)
 
     def _dispose(self, temp: bytes, orphan: bytes | None) -> None:
-        if orphan is None:
-            self.discard(temp)
-        else:
-            self.run(steps.Rename(self.stage_fd, temp, self.orphan_fd, orphan))
+        # The name is gone already: nothing that fails here may say otherwise.
+        with contextlib.suppress(OSError):
+            if orphan is None:
+                self.discard(temp)
+            else:
+                self.run(steps.Rename(self.stage_fd, temp, self.orphan_fd, orphan))
 
     def allow_xattr_whiteouts(self, directory: LayerDir) -> None:
         """Mark a directory as one that may hold whiteouts in xattr form (opaque=x)."""

@@ -72,6 +72,8 @@ def _errors_for_people() -> Iterator[None]:
 
 
 def _directory(path: str, what: str) -> bytes:
+    if not path:
+        raise UserError(f"{what}: an empty path")
     real = os.path.realpath(os.fsencode(path))
     try:
         mode = os.stat(real).st_mode
@@ -84,6 +86,8 @@ def _directory(path: str, what: str) -> bytes:
 
 def _lowers(text: str | None, upper: bytes) -> list[bytes]:
     lowers = [_directory(path, "lower") for path in split_layers(text or "")]
+    if text is not None and not lowers:
+        raise UserError("no lower directory", "--lower LOWER[:LOWER...]")
     if upper in lowers:
         raise UserError(f"upper and lower are the same directory: {os.fsdecode(upper)}")
     return lowers

@@ -86,11 +86,12 @@ def umount(mountpoint: str, *, lazy: bool) -> int:
     from unionfs.engine.mounting import unmount
 
     path = os.path.realpath(mountpoint)
-    if not any(mount.mount_point == os.fsencode(path) for mount in read_mounts()):
+    here = [mount for mount in read_mounts() if mount.mount_point == os.fsencode(path)]
+    if not mountpoint or not here:
         raise UserError(f"{mountpoint} is not a mount point", "pyunion list shows the unions")
-    stats = None
-    if any(mount.mount_point == os.fsencode(path) for mount in mounted_unions()):
-        stats = read_stats(os.fsencode(path))
+    if not here[-1].fstype.startswith(b"fuse"):
+        raise UserError(f"{mountpoint} is not a union of ours", "pyunion list shows the unions")
+    stats = read_stats(os.fsencode(path))
     pidfd = -1
     if stats is not None:
         try:
