@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -12,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import OpenRig
-from tests.helpers import Rig, error
-from tests.layers import Dir, File, Layers, Link, Whiteout
+from tests.helpers import Rig, error, snapshot
+from tests.layers import Dir, File, Layers, Link, Tree, Whiteout
 from unionfs import hardlinks, options, steps
 from unionfs import union as union_module
 from unionfs.cli import changes, inspect
 from unionfs.errors import UserError
+from unionfs.sys import calls
 from unionfs.types import Caller
 
 _OVERRIDE = b"user.containers.override_stat"
@@ -439,3 +441,104 @@ def test_a_suid_file_whose_owner_is_kept_apart_is_not_suid_on_disk(rig: OpenRig)
     assert made.lstat(b"f").mode == 0o104755
     assert made.lstat(b"d").mode == 0o40755
     assert os.stat(made.layers.upper / "f").st_mode == 0o100600
+
+
+# -- a step that fails in the middle --------------------------------------------------------------
+
+
+class _FailAt:
+    """Makes the step with a certain number fail; counts the steps."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, number: int) -> None:
+        self.number = number
+        self.count = 0
+        for kind in (
+            steps.Mkdir,
+            steps.Mknod,
+            steps.Symlink,
+            steps.Link,
+            steps.LinkFd,
+            steps.Rmdir,
+            steps.Rename,
+            steps.SetXattr,
+            steps.RemoveXattr,
+            steps.Chown,
+            steps.Chmod,
+            steps.Utimens,
+        ):
+            patch.setattr(kind, "execute", self._wrapped(kind.execute))
+
+    def _wrapped(self, execute: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(step: steps.Step) -> None:
+            self.count += 1
+            if self.count == self.number:
+                raise error(errno.EIO)
+            execute(step)
+
+        return wrapped
+
+
+_OVER = "rename over an emptied directory"
+_ACTS: dict[str, Callable[[Rig], object]] = {
+    "rename": lambda rig: rig.rename(b"d", b"new"),
+    _OVER: lambda rig: rig.rename(b"d", b"w"),
+    "rename over a whiteout": lambda rig: rig.rename(b"d", b"gone"),
+    "rename a file over another": lambda rig: rig.rename(b"d/x", b"up"),
+    "exchange": lambda rig: rig.rename(b"d", b"w", calls.RENAME_EXCHANGE),
+    "rmdir": lambda rig: rig.rmdir(b"w"),
+    "mkdir": lambda rig: rig.mkdir(b"gone", 0o755),
+    "unlink": lambda rig: rig.unlink(b"up"),
+    "several names": lambda rig: rig.chmod(b"h1", 0o600),
+}
+
+
+@pytest.mark.parametrize(
+    ("whiteouts", "family", "redirect_dir"),
+    [
+        ("chardev", b"trusted.overlay.", "on"),
+        ("chardev", b"trusted.overlay.", "copy"),
+        ("xattr", b"user.overlay.", "copy"),
+        ("dotwh", None, "copy"),
+    ],
+)
+@pytest.mark.parametrize("act", _ACTS)
+def test_after_a_step_that_failed_memory_and_disk_agree(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    act: str,
+    whiteouts: str,
+    family: bytes | None,
+    redirect_dir: str,
+) -> None:
+    if whiteouts == "xattr" and act in ("rename a file over another", _OVER):
+        pytest.skip("no single call replaces a name and leaves such a whiteout")
+    top: Tree = {
+        b"d/x": File(b"x"),
+        b"d/s/t": File(b"t"),
+        b"d/h2": Link(b"h1"),
+        b"h1": File(b"h"),
+        b"w/1": File(),
+        b"gone": File(),
+    }
+    bottom: Tree = {b"d/z": File(b"z"), b"up": File()}
+    for number in range(1, 60):
+        layers = Layers.make(tmp_path / str(number), top, bottom)
+        style = {"whiteouts": whiteouts, "family": family, "redirect_dir": redirect_dir}
+        with Rig(layers, **style) as made:  # type: ignore[arg-type]
+            made.write(b"up", 0, b"UP")
+            made.unlink(b"w/1")
+            made.unlink(b"gone")
+            with monkeypatch.context() as patch:
+                failing = _FailAt(patch, number)
+                with contextlib.suppress(OSError):
+                    _ACTS[act](made)
+            made.dentries.clear()
+            shown, _ = snapshot(made)
+            made.remount()
+            kept, _ = snapshot(made)
+            assert shown.keys() == kept.keys(), number
+            for path, snap in shown.items():
+                assert snap._replace(mtime_ns=0) == kept[path]._replace(mtime_ns=0), (number, path)
+        if failing.count < number:
+            return
+    raise AssertionError("a change of so many steps?")

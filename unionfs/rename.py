@@ -157,7 +157,6 @@ def _cut_off(union: Union, inode: Inode) -> None:
         elif layer != 0:
             return
     _mark_opaque(union, inode)
-    _forget_lowers(union, inode)
     with kept_times(union.updir(inode)):
         clear_whiteouts(union, inode)
 
@@ -183,12 +182,14 @@ def _mark_opaque(union: Union, inode: Inode) -> None:
             # family's says opaque until they are gone, or they would turn into empty files.
             upper.run(steps.SetXattr(path, formats.FUSE_OPAQUE, b"y"))
             directory.opaque = True
+            _forget_lowers(union, inode)
             clear_whiteouts(union, inode)
         upper.mark_opaque(directory.proc_path(b""), parent.dirfd(), directory.name)
         if directory.xwhiteouts:
             upper.run(steps.RemoveXattr(directory.proc_path(b""), formats.FUSE_OPAQUE))
     directory.opaque = True
     directory.xwhiteouts = False
+    _forget_lowers(union, inode)
 
 
 def _hide_below(union: Union, inode: Inode, hides: bool) -> None:
@@ -288,7 +289,6 @@ def _vacate(
             # Opaque first: with its whiteouts gone, nothing from beneath may show.
             if hides or len(target.dirs) > 1:
                 _mark_opaque(union, target)
-                _forget_lowers(union, target)
             clear_whiteouts(union, target)
             if target.dirs[0].opaque:
                 _remove_opaque_file(union, target)
@@ -374,7 +374,11 @@ def _rename_on_disk(
         if staged is None:
             upper.whiteout(source, old, replace=False)
         else:
-            upper.run(steps.Rename(upper.stage_fd, staged, from_fd, old))
+            try:
+                upper.run(steps.Rename(upper.stage_fd, staged, from_fd, old))
+            except OSError:
+                upper.discard(staged)
+                raise
 
 
 def _exchange(union: Union, old_parent: Inode, old: bytes, parent: Inode, name: bytes) -> None:

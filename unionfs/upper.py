@@ -339,7 +339,11 @@ class Upper:
             self.run(steps.Rename(self.stage_fd, temp, fd, name))
         except (IsADirectoryError, NotADirectoryError):
             # A directory lies there: exchange, then clear it away out of sight.
-            self.run(steps.Rename(self.stage_fd, temp, fd, name, calls.RENAME_EXCHANGE))
+            try:
+                self.run(steps.Rename(self.stage_fd, temp, fd, name, calls.RENAME_EXCHANGE))
+            except OSError:
+                self.discard(temp)
+                raise
             self._dispose(temp, orphan)
         except OSError:
             self.discard(temp)
@@ -356,10 +360,11 @@ class Upper:
     def _dispose(self, temp: bytes, orphan: bytes | None) -> None:
         # The name is gone already: nothing that fails here may say otherwise.
         with contextlib.suppress(OSError):
-            if orphan is None:
-                self.discard(temp)
-            else:
-                self.run(steps.Rename(self.stage_fd, temp, self.orphan_fd, orphan))
+            if orphan is not None:
+                with contextlib.suppress(OSError):
+                    self.run(steps.Rename(self.stage_fd, temp, self.orphan_fd, orphan))
+                    return
+            self.discard(temp)
 
     def allow_xattr_whiteouts(self, directory: LayerDir) -> None:
         """Mark a directory as one that may hold whiteouts in xattr form (opaque=x)."""
