@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from tests.conftest import OpenRig
 from tests.helpers import Rig, error, snapshot
-from tests.layers import Dir, File, Layers, Link, Tree, Whiteout
+from tests.layers import Dir, File, Layers, Link, Symlink, Tree, Whiteout
 from unionfs import hardlinks, options, steps
 from unionfs import union as union_module
 from unionfs.cli import changes, inspect
@@ -343,6 +344,14 @@ def test_impossible_numbers_are_refused(word: str) -> None:
         options.build([word], lowers=["/"], upper=None, work=None, mountpoint="/mnt")
 
 
+def test_a_symlink_may_be_given_the_owner_that_it_has(rig: OpenRig) -> None:
+    made = rig({b"s": Symlink(b"nowhere")}, xattr_permissions=2)
+    now = made.lstat(b"s")
+    made.chown(b"s", now.uid, now.gid)
+    with pytest.raises(PermissionError):
+        made.chown(b"s", now.uid + 1, now.gid)
+
+
 @pytest.mark.parametrize("place", ["/proc", "/proc/", ""])
 def test_only_unions_are_unmounted(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unionfs.engine.mounting.unmount", pytest.fail)
@@ -379,6 +388,25 @@ def test_an_empty_path_is_refused_not_left_out(tmp_path: Path, empty: str) -> No
 def test_a_timeout_beyond_all_bounds_is_none(word: str) -> None:
     made = options.build([word], lowers=["/"], upper=None, work=None, mountpoint="/mnt")
     assert made.union.timeout is None
+
+
+def test_a_whiteout_over_a_whiteout_leaves_nothing_staged(rig: OpenRig) -> None:
+    made = rig({b"a": File(b"a"), b"b": File()}, whiteouts="xattr", family=b"user.overlay.")
+    made.unlink(b"b")
+    made.rename(b"a", b"b")
+    assert not os.listdir(made.layers.work / "pyunion" / "stage")
+    assert made.names(b"") == [b"b"]
+
+
+def test_whiteouts_are_of_the_style_of_this_mount(rig: OpenRig) -> None:
+    made = rig({b"a": File(), b"b": File()}, whiteouts="xattr", family=b"user.overlay.")
+    made.unlink(b"a")
+    made.close()
+    made.whiteouts, made.family = "chardev", b"trusted.overlay."
+    made._open()
+    made.unlink(b"b")
+    st = os.lstat(made.layers.upper / "b")
+    assert (stat.S_ISCHR(st.st_mode), st.st_rdev) == (True, 0)
 
 
 # -- names too long for a path, or for a .wh. file ------------------------------------------------

@@ -185,9 +185,10 @@ def _override(union: Union, inode: Inode, **changes: int) -> bool:
     attribute = upper.layer.override
     if attribute is None:
         return False
-    st = edit_stat(union.stat(inode), **changes)
+    now = union.stat(inode)
+    st = edit_stat(now, **changes)
     if inode.kind not in (stat.S_IFREG, stat.S_IFDIR):
-        if "st_mode" in changes:
+        if (st.st_uid, st.st_gid) == (now.st_uid, now.st_gid):
             return True
         raise OSError(errno.EPERM, "this owner cannot be kept on such a file")
     dir_fd, name = _location(union, inode)

@@ -83,6 +83,8 @@ class Upper:
         self.tmpfile = self._probe_tmpfile()
         self.rename_whiteout = self.whiteout_style == "chardev" and self._probe_rename_whiteout()
         self._link_whiteouts = True
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_WHITEOUT, dir_fd=self.ours_fd)  # it may be of another style or family
         self.records: dict[int, tuple[int, bytes]] = {}
         self._load_records()
 
@@ -288,7 +290,10 @@ class Upper:
             self._swap_in(self.stage_whiteout(), fd, name, orphan)
         elif self.whiteout_style == "xattr":
             self.allow_xattr_whiteouts(directory)
-            self._swap_in(self.stage_whiteout(), fd, name, orphan)
+            temp = self.stage_whiteout()
+            self._swap_in(temp, fd, name, orphan)
+            if not replace:
+                self.discard(temp)  # rename(2) does nothing where another name of it lies
         else:
             # whiteout before unlink: a crash between shows the file, which is the old state,
             # because a name that is there wins over the .wh. file beside it.
