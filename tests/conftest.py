@@ -31,7 +31,7 @@ settings.register_profile(
     "ci",
     derandomize=True,
     deadline=None,
-    max_examples=60,
+    max_examples=200,
     report_multiple_bugs=False,
     suppress_health_check=_QUIET,
 )

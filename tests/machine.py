@@ -112,7 +112,9 @@ Where = Callable[[], Layers]
 class UnionMachine(RuleBasedStateMachine):
     """Random operations on a union and on the oracle."""
 
-    def __init__(self, place: Callable[..., Layers], make: MakeTarget) -> None:
+    def __init__(
+        self, place: Callable[..., Layers], make: MakeTarget, *, remounts: int = 1000
+    ) -> None:
         super().__init__()
         self.place = place
         self.make = make
@@ -123,6 +125,8 @@ class UnionMachine(RuleBasedStateMachine):
         self.scans: list[Scan] = []
         self.hidden_links = False
         self.ready = False
+        self.remounts = remounts
+        self.owners_in_xattrs = False
 
     # -- set-up ------------------------------------------------------------------
 
@@ -136,7 +140,10 @@ class UnionMachine(RuleBasedStateMachine):
             "redirect_dir": data.draw(st.sampled_from(("copy", "on")), "redirect_dir"),
             "tmpfile": data.draw(st.booleans(), "tmpfile"),
             "can_override": data.draw(st.booleans(), "can_override"),
+            "timeout": data.draw(st.sampled_from((None, 0.0)), "timeout"),
+            "xattr_permissions": data.draw(st.sampled_from((0, 0, 2)), "xattr_permissions"),
         }
+        self.owners_in_xattrs = bool(options["xattr_permissions"])
         self.model = Model(lowers)
         self.hidden_links = any(self.model.find(path).hidden for path in self.model.paths())
         self.layers = self.place(*lowers)
@@ -408,7 +415,8 @@ class UnionMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), mode=MODES)
     def chmod(self, data: st.DataObject, mode: int) -> None:
-        path = self.old_path(data, stat.S_IFREG, stat.S_IFDIR, stat.S_IFIFO)
+        more = () if self.owners_in_xattrs else (stat.S_IFIFO,)
+        path = self.old_path(data, stat.S_IFREG, stat.S_IFDIR, *more)
         if path is not None:
             self.model.find(path).mode = mode
             self.target.chmod(path, mode)
@@ -416,7 +424,8 @@ class UnionMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), uid=st.integers(0, 3), gid=st.integers(0, 3))
     def chown(self, data: st.DataObject, uid: int, gid: int) -> None:
-        path = self.old_path(data)
+        # What cannot have user.* attributes cannot keep an owner in one.
+        path = self.old_path(data, *(self.owners_in_xattrs * (stat.S_IFREG, stat.S_IFDIR)))
         if path is not None:
             node = self.model.find(path)
             node.uid, node.gid = uid, gid
@@ -584,8 +593,10 @@ class UnionMachine(RuleBasedStateMachine):
         fds.max_dirs = fds.max_data = data.draw(st.sampled_from((0, 0, 1000)), "limit")
         fds.max_pins = data.draw(st.sampled_from((0, 1000)), "pins")
 
+    @precondition(lambda self: self.remounts)
     @rule()
     def remount(self) -> None:
+        self.remounts -= 1
         for handle, _ in self.handles:
             self.target.release(handle)
         for scan in self.scans:

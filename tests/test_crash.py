@@ -1,7 +1,7 @@
 """A daemon that dies at any point of any change leaves the old tree or the new one.
 
-*killed*: a child process ends on the spot, before every system call that
-changes something and after every step. *raised*: an exception that nobody
+*killed*: a child process ends on the spot, after every step and every other
+system call that changes something. *raised*: an exception that nobody
 expects passes through after every step. Then the union is opened anew.
 """
 
@@ -384,21 +384,30 @@ def _in_child(work: Callable[[], None]) -> int:
 
 
 def _die_at(rig: Rig, point: int, log: int) -> None:
-    """End this process at the ``point``-th chance; where that is goes to ``log``."""
+    """End this process at the ``point``-th chance; where that is goes to ``log``.
+
+    There is one chance between any two system calls that change something.
+    """
     seen = 0
+    changed = False
 
     def chance(what: str) -> None:
-        nonlocal seen
-        seen += 1
+        nonlocal seen, changed
+        seen += changed
+        changed = False
         if seen == point:
             os.write(log, what.encode())
             os._exit(_ENDED)
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal changed
         if event in _MUTATING or (event == "open" and int(arguments[2]) & os.O_CREAT):
             chance(f"before {event}{arguments}")
+            changed = True
 
     def after(step: Step) -> None:
+        nonlocal changed
+        changed = True
         chance(f"after {step.describe()}")
 
     assert rig.union.upper is not None

@@ -7,6 +7,8 @@ import errno
 import os
 import resource
 import stat
+import struct
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.layers import Dir, File, Layers, Link, Symlink, Tree, Whiteout
 from unionfs import hardlinks, options, steps
 from unionfs import union as union_module
 from unionfs.cli import changes, inspect
+from unionfs.layer import LayerDir
 from unionfs.errors import UserError
 from unionfs.sys import calls
 from unionfs.types import Caller
@@ -390,6 +393,33 @@ def test_a_timeout_beyond_all_bounds_is_none(word: str) -> None:
     assert made.union.timeout is None
 
 
+def test_an_expired_listing_is_read_again_only_if_a_lower_changed(
+    rig: OpenRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = rig({b"d/f%d" % number: File() for number in range(20)}, timeout=0.0)
+    lower = made.layers.lowers[0] / "d"
+    os.utime(lower, (1, 1))
+    scanned = []
+    scan = LayerDir.scan
+    monkeypatch.setattr(LayerDir, "scan", lambda self: scanned.append(self.name) or scan(self))
+    for number in range(10):
+        made.unlink(b"d/f%d" % number)
+    assert scanned.count(b"d") <= 2  # the lower directory, and the upper one once it is there
+    (lower / "new").touch()
+    assert b"new" in made.names(b"d")
+
+
+def test_a_default_acl_limits_the_mode_that_is_kept_in_an_attribute(rig: OpenRig) -> None:
+    made = rig({b"d": Dir()}, xattr_permissions=2)
+    # user::rwx, user:66:rwx, group::r-x, mask::rwx, other::r-- (acl(5), posix_acl_xattr.h)
+    entries = [(1, 7, 2**32 - 1), (2, 7, 66), (4, 5, 2**32 - 1), (16, 7, 2**32 - 1)]
+    entries.append((32, 4, 2**32 - 1))
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    made.setxattr(b"d", b"system.posix_acl_default", value)
+    made.create(b"d/f", mode=0o666)
+    assert stat.S_IMODE(made.lstat(b"d/f").mode) == 0o664
+
+
 def test_a_whiteout_over_a_whiteout_leaves_nothing_staged(rig: OpenRig) -> None:
     made = rig({b"a": File(b"a"), b"b": File()}, whiteouts="xattr", family=b"user.overlay.")
     made.unlink(b"b")
@@ -469,6 +499,20 @@ def test_a_suid_file_whose_owner_is_kept_apart_is_not_suid_on_disk(rig: OpenRig)
     assert made.lstat(b"f").mode == 0o104755
     assert made.lstat(b"d").mode == 0o40755
     assert os.stat(made.layers.upper / "f").st_mode == 0o100600
+
+
+def test_a_default_acl_decides_the_mode_of_a_file_whose_owner_is_kept_apart(
+    rig: OpenRig,
+) -> None:
+    # acl(5): version 2; user rwx, user 1000 rw-, group r-x, mask rwx, others ---
+    fields = ((1, 7, -1), (2, 6, 1000), (4, 5, -1), (16, 7, -1), (32, 0, -1))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *field) for field in fields)
+    made = rig(
+        {}, upper={b"d": Dir(xattrs=((b"system.posix_acl_default", acl),))}, xattr_permissions=2
+    )
+    made.create(b"d/f", 0o4664, caller=Caller(1000, 1000, 0o077))
+    assert made.lstat(b"d/f").mode == 0o104660
+    assert not os.stat(made.layers.upper / "d" / "f").st_mode & 0o6000
 
 
 # -- a step that fails in the middle --------------------------------------------------------------

@@ -53,12 +53,14 @@ def test_random_histories_of_a_mount_equal_the_oracle(tmp_path: Path, redirect_d
     def make(layers: Layers, options: dict[str, Any]) -> Target:
         for mounted in mounts:
             mounted.stop()
-        mounts[:] = [Mounted(layers, "-o", f"redirect_dir={redirect_dir}", "--engine", "direct")]
+        words = f"redirect_dir={redirect_dir}"
+        words += ",xattr_permissions=2" * bool(options["xattr_permissions"])
+        mounts[:] = [Mounted(layers, "-o", words, "--engine", "direct")]
         return mounts[0]
 
-    few = settings(max_examples=max(3, settings().max_examples // 20), stateful_step_count=40)
+    few = settings(max_examples=max(3, settings().max_examples // 40), stateful_step_count=40)
     try:
-        run_machine(lambda: UnionMachine(places, make), few)
+        run_machine(lambda: UnionMachine(places, make, remounts=1), few)
     finally:
         for mounted in mounts:
             mounted.stop()

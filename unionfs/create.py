@@ -70,11 +70,21 @@ class _Birth:
         self.override = upper.layer.override is not None
         # On disk such a file is the daemon's own: no suid, and nobody else's business.
         self.bits = stat.S_IMODE(self.mode)
-        if self.override:
+        if self.override and self.default_acl is None:
             self.bits = 0o700 if stat.S_ISDIR(mode) else 0o600
+        elif self.override:
+            self.bits = self.mode & 0o777
         self.in_place = (
             not self.override and self.uid == os.geteuid() and (setgid or self.gid == os.getegid())
         )
+
+    def owned(self, st: os.stat_result) -> os.stat_result:
+        """The new file's ``st`` with the owner and mode it is to have."""
+        mode = self.mode
+        if self.default_acl is not None:
+            # The kernel has worked the default ACL into the permissions (acl(5)).
+            mode = mode & ~0o777 | st.st_mode & 0o777
+        return edit_stat(st, st_uid=self.uid, st_gid=self.gid, st_mode=mode)
 
 
 def _default_acl(union: Union, directory: LayerDir) -> bytes | None:
@@ -240,7 +250,7 @@ class _Staged:
                 raise OSError(errno.EPERM, "this owner cannot be kept on such a file")
             return
         st = os.stat(self.name, dir_fd=self.dir_fd, follow_symlinks=False)
-        wanted = edit_stat(st, st_uid=birth.uid, st_gid=birth.gid, st_mode=birth.mode)
+        wanted = birth.owned(st)
         name = self.upper.layer.override
         assert name is not None
         self.upper.run(steps.SetXattr(self.path(), name, override_value(wanted)))
@@ -315,9 +325,8 @@ def tmpfile(union: Union, parent: Inode, mode: int, caller: Caller) -> tuple[Ino
     fd = os.open(b".", flags, birth.bits, dir_fd=directory.dirfd())
     try:
         if birth.override:
-            wanted = edit_stat(os.fstat(fd), st_uid=birth.uid, st_gid=birth.gid, st_mode=birth.mode)
             assert upper.layer.override is not None
-            os.setxattr(fd, upper.layer.override, override_value(wanted))
+            os.setxattr(fd, upper.layer.override, override_value(birth.owned(os.fstat(fd))))
         elif not birth.in_place:
             now = stat.S_IMODE(os.fstat(fd).st_mode)
             os.fchown(fd, birth.uid, birth.gid)

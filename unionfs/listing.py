@@ -31,13 +31,14 @@ class Listing:
     the names that only the upper layer mentions, as deleted.
     """
 
-    __slots__ = ("_new", "_order", "names", "stamp", "subdirs", "whiteouts")
+    __slots__ = ("_new", "_order", "names", "stamp", "subdirs", "version", "whiteouts")
 
     def __init__(self, merged: dict[bytes, tuple[Says, tuple[int, int]]], stamp: float) -> None:
         self.names: dict[bytes, tuple[int, int]] = {}
         self.whiteouts: set[bytes] = set()
         self.subdirs = 0
         self.stamp = stamp
+        self.version: tuple[tuple[int, int], ...] | None = None
         self._order: list[tuple[int, bytes]] | None = None
         self._new: list[tuple[int, bytes]] = []
         for name, (says, note) in merged.items():

@@ -251,6 +251,8 @@ def _apply(options: MountOptions, word: str, value: str) -> MountOptions | None:
         case "fsname":
             return replace(options, fsname=value)
         case "subtype":
+            if not value:
+                raise UserError("subtype=: expected a name")
             return replace(options, subtype=value)
         case "debug":
             return replace(options, debug=True)

@@ -571,7 +571,7 @@ class Union:
         """
         listing = inode.listing
         if listing is not None:
-            if self._is_fresh(listing):
+            if self._is_fresh(inode, listing):
                 return listing
             self.forget_listing(inode)
         assert inode.dirs is not None
@@ -586,13 +586,34 @@ class Union:
         except PermissionError:
             return None  # searched, not read (mode 0711 of somebody else): ask name by name
 
-    def _is_fresh(self, listing: Listing) -> bool:
-        return self.timeout is None or time.monotonic() - listing.stamp < self.timeout
+    def _is_fresh(self, inode: Inode, listing: Listing) -> bool:
+        if self.timeout is None or time.monotonic() - listing.stamp < self.timeout:
+            return True
+        if listing.version is None or listing.version != self._lowers_version(inode):
+            return False
+        listing.stamp = time.monotonic()
+        return True
+
+    def _lowers_version(self, inode: Inode) -> tuple[tuple[int, int], ...] | None:
+        """What changes when a name in a lower directory does; None: too fresh to tell.
+
+        All changes of the upper come through us. A directory changed within the clock's tick
+        (inode_set_ctime_current(): up to 10 ms) may change again without a new time.
+        """
+        tick = time.time_ns() - 50_000_000
+        version = []
+        for directory in self.lowers_of(inode):
+            if not directory.masked:
+                st = directory.stat_self()
+                if st.st_mtime_ns > tick:
+                    return None
+                version.append((st.st_ino, st.st_mtime_ns))
+        return tuple(version)
 
     def build_listing(self, inode: Inode) -> Listing:
         """Read the listing of a directory from its layers and keep it."""
         if inode.listing is not None:
-            if self._is_fresh(inode.listing):
+            if self._is_fresh(inode, inode.listing):
                 return inode.listing
             self.forget_listing(inode)
         assert inode.dirs is not None
@@ -604,7 +625,9 @@ class Union:
             for name, says, kind in directory.scan():
                 yield name, says, (index, kind)
 
+        version = None if self.timeout is None else self._lowers_version(inode)
         listing = Listing(merge(map(read, inode.dirs)), time.monotonic())
+        listing.version = version
         self.keep_listing(inode, listing)
         return listing
 

@@ -98,7 +98,7 @@ class Upper:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UserError(
                     f"{os.fsdecode(path)} is in use by another union",
-                    "unmount it first (pyunion list shows it)",
+                    "unmount it first (pyunion list shows it), or end what still uses it",
                 ) from None
             raise
 

@@ -354,6 +354,8 @@ class DirectEngine:
             Op.TMPFILE: self._tmpfile,
             Op.SYNCFS: self._syncfs,
             **({Op.OPEN: self._open} if self.options.copyup_at_open else {}),
+            # A listing cached for good would never show what appears in a lower.
+            **({Op.OPENDIR: self._opendir} if self.options.timeout is not None else {}),
             Op.RELEASE: self._nothing,
             Op.RELEASEDIR: self._nothing,
             Op.DESTROY: self._nothing,
@@ -488,6 +490,9 @@ class DirectEngine:
     def _open(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
         self.ops.open(nodeid, wire.OPEN_IN.unpack_from(body)[0])
         return wire.OUT_HEADER.pack(32, 0, unique) + wire.OPEN_OUT.pack(0, wire.FOPEN_KEEP_CACHE, 0)
+
+    def _opendir(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        return wire.OUT_HEADER.pack(32, 0, unique) + wire.OPEN_OUT.pack(0, 0, 0)
 
     def _read(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> None:
         _fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
