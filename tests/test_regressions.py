@@ -8,9 +8,8 @@ import os
 import resource
 import stat
 import struct
-import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,8 @@ from tests.layers import Dir, File, Layers, Link, Symlink, Tree, Whiteout
 from unionfs import hardlinks, options, steps
 from unionfs import union as union_module
 from unionfs.cli import changes, inspect
-from unionfs.layer import LayerDir
 from unionfs.errors import UserError
+from unionfs.layer import LayerDir, Scanned
 from unionfs.sys import calls
 from unionfs.types import Caller
 
@@ -399,9 +398,14 @@ def test_an_expired_listing_is_read_again_only_if_a_lower_changed(
     made = rig({b"d/f%d" % number: File() for number in range(20)}, timeout=0.0)
     lower = made.layers.lowers[0] / "d"
     os.utime(lower, (1, 1))
-    scanned = []
+    scanned: list[bytes] = []
     scan = LayerDir.scan
-    monkeypatch.setattr(LayerDir, "scan", lambda self: scanned.append(self.name) or scan(self))
+
+    def counting(self: LayerDir) -> Iterator[Scanned]:
+        scanned.append(self.name)
+        return scan(self)
+
+    monkeypatch.setattr(LayerDir, "scan", counting)
     for number in range(10):
         made.unlink(b"d/f%d" % number)
     assert scanned.count(b"d") <= 2  # the lower directory, and the upper one once it is there
