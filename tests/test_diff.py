@@ -7,7 +7,6 @@ import json
 import os
 import random
 import stat
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -423,11 +422,9 @@ def test_a_hundred_thousand_names(make_layers: MakeLayers) -> None:
             shared.unlink()
             shared.touch()
         os.link(shared, top / f"{number:06}")
-    start = time.monotonic()
     found = diff(layers)
     assert len(found) == 100_000
     assert found == sorted(found, key=lambda change: change.path)
-    assert time.monotonic() - start < 20
 
 
 # -- against the whole trees ---------------------------------------------------------------

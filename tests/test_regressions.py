@@ -23,7 +23,7 @@ from unionfs.cli import changes, inspect
 from unionfs.errors import UserError
 from unionfs.layer import LayerDir, Scanned
 from unionfs.sys import calls
-from unionfs.types import Caller
+from unionfs.types import Caller, SetAttr
 
 _OVERRIDE = b"user.containers.override_stat"
 _METACOPY = ((b"trusted.overlay.metacopy", b""),)
@@ -618,3 +618,17 @@ def test_after_a_step_that_failed_memory_and_disk_agree(
         if failing.count < number:
             return
     raise AssertionError("a change of so many steps?")
+
+
+def test_a_removed_directory_keeps_its_attributes_while_it_is_open(rig: OpenRig) -> None:
+    made = rig({})
+    made.mkdir(b"d", 0o755)
+    ino = made.lstat(b"d").ino
+    with made.union.monitor:
+        made.ops.reference(ino)
+    made.rmdir(b"d")
+    with made.union.monitor:
+        assert stat.S_IMODE(made.ops.setattr(ino, SetAttr(mode=0o700)).mode) == 0o700
+        with pytest.raises(FileNotFoundError):
+            made.ops.mkdir(ino, b"x", 0o755, Caller(0, 0))
+        made.ops.forget(ino, 1)

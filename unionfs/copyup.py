@@ -111,7 +111,8 @@ def copy_up(union: Union, inode: Inode, *, size: int | None = None) -> None:
         OSError: EROFS, ENOSPC, EDQUOT, EIO … from below; the union is then as before.
     """
     if inode.is_dir:
-        ensure_dir(union, inode)
+        if not inode.upper:  # a removed directory of the upper keeps its attributes
+            ensure_dir(union, inode)
         return
     while inode.busy:
         union.monitor.wait_idle()
