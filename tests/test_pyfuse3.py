@@ -357,7 +357,9 @@ def test_copy_up_at_open_if_asked_for(place: Place) -> None:
     assert (place.upper / "file").read_bytes() == b"low"
 
 
-def test_a_change_of_a_lower_is_seen(place: Place) -> None:
+def test_a_change_of_a_live_lower_is_seen(place: Place) -> None:
+    place.mnt = place.low / "mnt"  # a lower that holds the mount point is watched
+    place.mnt.mkdir()
     mnt = place.mount()
     assert (mnt / "file").read_bytes() == b"low"
     assert sorted(os.listdir(mnt / "dir")) == ["one", "two"]
