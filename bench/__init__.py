@@ -1,0 +1,1 @@
+"""Benchmarks of the union against its peers: nothing here yet."""

@@ -1,0 +1,1 @@
+"""The rootless container runtime: nothing here yet."""
