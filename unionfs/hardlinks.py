@@ -61,7 +61,7 @@ def _entries(top: int, path: bytes) -> Iterator[Iterator[os.DirEntry[bytes]]]:
 def scan_layer(layer: Layer) -> dict[int, list[bytes]]:
     """Paths of every file that has two or more names in the layer, by st_ino.
 
-    Reads directories only; takes about a microsecond a name. Runs without the monitor.
+    Reads directories only. Runs without the monitor.
     """
     first: dict[int, tuple[bytes, bytes]] = {}
     several: dict[int, list[bytes]] = {}
