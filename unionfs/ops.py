@@ -193,7 +193,8 @@ class Ops:
                     union.forget(child.ino, 0)
             else:
                 top = found[0]
-                number = union.number_of(top)
+                known = union.known(found)
+                number = union.number_of(top) if known is None else known.ino
                 yield DirEntry(place, name, number, top.st.st_mode & 0o170000, None)
 
     def reference(self, ino: int) -> None:

@@ -46,14 +46,17 @@ def settle(union: Union, parent: Inode, name: bytes) -> tuple[list[Entry], Inode
         return found, inode
 
 
-def keep_reachable(union: Union, inode: Inode, directory: LayerDir, name: bytes) -> bytes | None:
+def keep_reachable(
+    union: Union, inode: Inode, directory: LayerDir, name: bytes, *, movable: bool = True
+) -> bytes | None:
     """Before the last known name of an upper inode goes: pin it, or say under which orphan name.
 
-    An orphan name means that the file must be moved there instead of removed.
+    An orphan name means that the file must be moved there instead of removed; what is not
+    ``movable`` is pinned in any case.
     """
     if inode.pinned or inode.orphan is not None or not inode.upper:
         return None
-    if union.fds.pins >= union.fds.max_pins:
+    if movable and union.fds.pins >= union.fds.max_pins:
         assert union.upper is not None
         return union.upper.temp_name()
     if inode.fd < 0:

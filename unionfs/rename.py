@@ -247,7 +247,7 @@ def _move(
         union, source, old, directory, name, old_hides, over_whiteout, over_marked, vacant
     )
     record = target.real if target is not None and target.upper else None
-    if record is not None and found[0].st.st_nlink <= 1:
+    if record is not None and (found[0].sub is not None or found[0].st.st_nlink <= 1):
         upper.forget_record(record)
     if target is not None:
         if target.is_dir:
@@ -282,7 +282,9 @@ def _vacate(
     upper = union.need_upper()
     orphan = None
     if target.nlookup and len(target.links()) <= 1:
-        orphan = keep_reachable(union, target, directory, name)
+        # A directory is replaced by the rename itself: it cannot be moved away before.
+        movable = not target.is_dir
+        orphan = keep_reachable(union, target, directory, name, movable=movable)
     if target.is_dir:
         assert target.dirs is not None
         if len(os.listdir(target.dirs[0].proc_path(b""))):
@@ -292,7 +294,7 @@ def _vacate(
             clear_whiteouts(union, target)
             if target.dirs[0].opaque:
                 _remove_opaque_file(union, target)
-    if orphan is not None and not target.is_dir:
+    if orphan is not None:
         upper.run(steps.Link(directory.dirfd(), name, upper.orphan_fd, orphan))
         return orphan
     return None

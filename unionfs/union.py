@@ -303,7 +303,7 @@ class Union:
         ino = self.number_of(top)
         inode = self.table.get(ino)
         if inode is not None and not self._same(inode, top, kind):
-            ino = hash_ino(b"alt", b"%d" % top.dir.layer.index, b"%d" % st.st_ino)
+            ino = self._alternative(top.dir.layer.index, st.st_ino)
             inode = self.table.get(ino)
             if inode is not None and not self._same(inode, top, kind):
                 ino = hash_ino(b"alt", os.urandom(16))
@@ -326,11 +326,18 @@ class Union:
         """An inode for a file just made in the upper."""
         assert self.layers[0] is not None
         ino = self._in_space(self.layers[0].space, st.st_ino)
+        if ino in self.table:
+            ino = self._alternative(self.layers[0].index, st.st_ino)
         while ino in self.table:
             ino = hash_ino(b"alt", os.urandom(16))
         inode = Inode(ino, st.st_ino, st.st_mode & 0o170000)
         self.table[ino] = inode
         return inode
+
+    @staticmethod
+    def _alternative(layer: int, number: int) -> int:
+        """The number of a file whose own is taken by one that is gone, but still known."""
+        return hash_ino(b"alt", b"%d" % layer, b"%d" % number)
 
     @staticmethod
     def _same(inode: Inode, top: Entry, kind: int) -> bool:
@@ -348,7 +355,7 @@ class Union:
         inode = self.table.get(self.number_of(top))
         if inode is not None and self._same(inode, top, kind):
             return inode
-        alt = hash_ino(b"alt", b"%d" % top.dir.layer.index, b"%d" % top.st.st_ino)
+        alt = self._alternative(top.dir.layer.index, top.st.st_ino)
         inode = self.table.get(alt)
         return inode if inode is not None and self._same(inode, top, kind) else None
 
