@@ -38,7 +38,7 @@ settings.register_profile(
 settings.register_profile(
     "full",
     deadline=None,
-    max_examples=600,
+    max_examples=2000,
     stateful_step_count=100,
     report_multiple_bugs=False,
     suppress_health_check=_QUIET,
