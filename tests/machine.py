@@ -6,6 +6,7 @@ tree. ``UnionMachine`` is told how to open its target: a ``Rig`` or a mount.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -166,7 +167,8 @@ class UnionMachine(RuleBasedStateMachine):
         target = self.target
         try:
             if sys.exc_info()[0] is not None:
-                return  # a step has failed: what it left is no use
+                self.release_all()  # a step has failed: what it left is no use
+                return
             for handle, _ in self.handles:
                 target.release(handle)
             for scan in self.scans:
@@ -183,6 +185,12 @@ class UnionMachine(RuleBasedStateMachine):
             if isinstance(target, Rig):
                 target.abandon()
                 self.layers.remove()
+
+    def release_all(self) -> None:
+        """Close what is open, whatever has gone wrong."""
+        for handle, _ in self.handles:
+            with contextlib.suppress(OSError):
+                self.target.release(handle)
 
     # -- comparing ------------------------------------------------------------------
 

@@ -250,7 +250,7 @@ class LayerDir:
         except OSError as error:
             if error.errno not in _ABSENT:
                 raise
-            if self._has_wh(name):
+            if self.has_wh(name):
                 return Entry(Says.WHITEOUT, self, name, _NO_STAT, None)
             return None
         return self.classify(name, st)
@@ -275,7 +275,7 @@ class LayerDir:
         if kind == stat.S_IFDIR:
             sub = LayerDir(self.layer, self, name)
             sub.load_marks()
-            opaque = sub.opaque or self._has_wh(name)
+            opaque = sub.opaque or self.has_wh(name)
             return Entry(Says.OPAQUE_DIR if opaque else Says.DIR, self, name, st, sub)
         if kind == stat.S_IFCHR and st.st_rdev == 0:
             return Entry(Says.WHITEOUT, self, name, st, None)
@@ -288,7 +288,8 @@ class LayerDir:
             return Entry(Says.WHITEOUT, self, name, st, None)
         return Entry(Says.FILE, self, name, st, None)
 
-    def _has_wh(self, name: bytes) -> bool:
+    def has_wh(self, name: bytes) -> bool:
+        """Whether a ``.wh.`` file for ``name`` lies here."""
         if self.whs is not None:
             return name in self.whs
         if len(name) > 251:

@@ -110,6 +110,17 @@ def _path_below(inode: Inode) -> bytes:
     return b"/" + b"/".join(reversed(parts))
 
 
+def _untied_beside_wh(union: Union, inode: Inode, directory: LayerDir, name: bytes) -> bool:
+    """Whether a redirected directory had to be made pure after all, for its place.
+
+    Beside a ``.wh.`` file a directory is opaque, so its redirect would not be followed.
+    """
+    if inode.dirs is None or len(inode.dirs) == 1 or not directory.has_wh(name):
+        return False
+    make_pure(union, inode)
+    return True
+
+
 def make_pure(union: Union, top: Inode) -> None:
     """Copy up everything in a merged directory, then cut it off from the lowers.
 
@@ -230,6 +241,8 @@ def _move(
             found, target = [], None
         source = ensure_dir(union, old_parent)
         directory = ensure_dir(union, parent)
+        if _untied_beside_wh(union, inode, directory, name):
+            continue
         if not union.can_override or inode is _source(union, old_parent, old):
             break
     old_hides = bool(union.below(old_parent, old))
@@ -342,7 +355,9 @@ def _rename_on_disk(
             upper.run(steps.Rename(from_fd, old, upper.stage_fd, temp))
             upper.discard(temp)
     elif over_whiteout:
-        if upper.whiteout_style == "xattr" and not source.opaque:
+        # The whiteout, which may be another union's, moves to the source's place.
+        xattr = upper.whiteout_style == "xattr" or (directory.xwhiteouts and upper.prefix)
+        if xattr and not source.opaque:
             upper.allow_xattr_whiteouts(source)
         upper.run(steps.Rename(from_fd, old, to_fd, name, calls.RENAME_EXCHANGE))
         if not old_hides:
@@ -391,12 +406,16 @@ def _exchange(union: Union, old_parent: Inode, old: bytes, parent: Inode, name: 
             raise _error(errno.ENOENT)
         one = _source(union, old_parent, old)
         two = _source(union, parent, name)
+        if one is two:
+            return
+        source = ensure_dir(union, old_parent)
+        directory = ensure_dir(union, parent)
+        if _untied_beside_wh(union, one, directory, name):
+            continue
+        if _untied_beside_wh(union, two, source, old):
+            continue
         if one is _source(union, old_parent, old):
             break
-    if one is two:
-        return
-    source = ensure_dir(union, old_parent)
-    directory = ensure_dir(union, parent)
     _hide_below(union, one, bool(union.below(parent, name)))
     _hide_below(union, two, bool(union.below(old_parent, old)))
     _carry_impure(union, source, old, directory)
