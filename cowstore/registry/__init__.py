@@ -1,0 +1,1 @@
+"""The registry client: the distribution specification over HTTP."""

@@ -1,0 +1,1 @@
+"""Tests of the store; they mirror the package ``cowstore``."""
