@@ -57,6 +57,7 @@ def make_parser() -> _Parser:
     stat.add_argument("--json", action="store_true", help="print JSON")
     _changes_parsers(commands)
     _setup_parser(commands)
+    _bench_parser(commands)
     return parser
 
 
@@ -102,6 +103,12 @@ def _setup_parser(commands: argparse._SubParsersAction[_Parser]) -> None:
     mount.add_argument("--remove", action="store_true", help="take it away again")
     completion = parts.add_parser("completion", help="print a completion script")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+
+
+def _bench_parser(commands: argparse._SubParsersAction[_Parser]) -> None:
+    from bench.arguments import add_arguments
+
+    add_arguments(commands.add_parser("bench", help="measure unions against each other"))
 
 
 def _mount_arguments(mount: _Parser) -> None:
@@ -298,6 +305,10 @@ def run(arguments: Sequence[str]) -> int:
             )
         case "setup":
             return _setup(parsed)
+        case "bench":
+            from bench.main import run as bench
+
+            return bench(parsed)
     raise UserError("no command", "pyunion --help")
 
 

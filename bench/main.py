@@ -1,0 +1,185 @@
+"""``pyunion bench``: what is chosen, printed and written."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from unionfs.errors import UserError
+
+if TYPE_CHECKING:
+    from bench.peers import Peer
+    from bench.run import Plan
+    from bench.workload import Workload
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m bench``."""
+    from unionfs.cli.main import main as pyunion
+
+    return pyunion(["bench", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+class Progress:
+    """One line on a terminal that is written over and over; silent elsewhere."""
+
+    def __init__(self, stream: TextIO, total: int) -> None:
+        self._stream = stream
+        self._live = stream.isatty()
+        self._total = total
+        self._started = time.monotonic()
+
+    def __call__(self, text: str, done: int) -> None:
+        if not self._live:
+            return
+        left = ""
+        if done:
+            seconds = (time.monotonic() - self._started) * (self._total - done) / done
+            left = f", about {seconds // 60:.0f}:{seconds % 60:02.0f} left"
+        columns = os.get_terminal_size(self._stream.fileno()).columns
+        line = f"[{done}/{self._total}] {text}{left}"[: columns - 1]
+        self._stream.write(f"\r\x1b[K{line}")
+        self._stream.flush()
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._live:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command. Raises UserError for the caller to show."""
+    if arguments.compare:
+        from bench.compare import compare
+
+        return compare(*map(Path, arguments.compare), as_json=arguments.json)
+    from bench import peers, workload
+    from bench.run import Plan, check_namespaces
+    from unionfs.sys import calls
+
+    root = os.geteuid() == 0 and calls.in_initial_user_namespace() and not arguments.userns
+    quick = arguments.quick or arguments.tiny
+    found = peers.find(root=root, full=not quick or bool(arguments.peers) or arguments.list)
+    found.peers.extend(map(peers.parse, arguments.peer))
+    chosen = _choose_peers(found.peers, arguments.peers)
+    only = arguments.only.split(",") if arguments.only else []
+    workloads, rows = workload.select(only, quick=quick and not arguments.list)
+    if arguments.list:
+        return _list(chosen, found.missing, workloads)
+    rounds = arguments.rounds
+    if rounds is not None and rounds < 1:
+        raise UserError("--rounds must be 1 or more")
+    profile = "tiny" if arguments.tiny else "quick" if arguments.quick else "full"
+    sizes = workload.PROFILES[profile]
+    check_namespaces(user=not root)
+    plan = Plan(
+        peers=chosen,
+        workloads=workloads,
+        rows=rows,
+        sizes=sizes,
+        rounds=rounds or sizes.rounds,
+        place=_make_place(arguments.work),
+        userns=not root,
+        drop=root and not arguments.no_drop_caches,
+    )
+    return _measure(arguments, plan, found.missing, profile)
+
+
+def _make_place(work: str | None) -> Path:
+    """A directory for all that is mounted and written. Raises UserError."""
+    top = os.path.realpath(work or os.environ.get("TMPDIR") or "/var/tmp")
+    if set(top) & set(":,\\"):
+        raise UserError(f"{top}: a colon, comma or backslash does not fit into mount options")
+    try:
+        return Path(tempfile.mkdtemp(prefix="pyunion-bench-", dir=top))
+    except OSError as error:
+        raise UserError(f"{top}: {error.strerror}") from None
+
+
+def _choose_peers(known: list[Peer], patterns: str | None) -> list[Peer]:
+    names = [peer.name for peer in known]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UserError(f"two peers are called {', '.join(sorted(twice))}")
+    if not patterns:
+        return known
+    chosen = []
+    for pattern in patterns.split(","):
+        fitting = [peer for peer in known if fnmatch.fnmatchcase(peer.name, pattern)]
+        if not fitting:
+            raise UserError(f"no peer {pattern}", "pyunion bench --list")
+        chosen += [peer for peer in fitting if peer not in chosen]
+    return chosen
+
+
+def _list(peers: list[Peer], missing: list[str], workloads: list[Workload]) -> int:
+    print("Peers:")
+    for peer in peers:
+        print(f"  {peer.name:<22} {peer.version}")
+    for text in missing:
+        print(f"  ({text})")
+    for work in workloads:
+        print(f"\n{work.name}{'' if work.quick else ' (not in --quick)'}:")
+        for row in work.rows:
+            print(f"  {row.name:<22} {row.text} [{row.unit}, {row.cache}]")
+    return 0
+
+
+def _make_output(name: str | None) -> Path:
+    """A directory for the report. Raises UserError: not empty, or cannot be made."""
+    place = Path(name or time.strftime("pyunion-bench-%Y%m%d-%H%M%S"))
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        if any(place.iterdir()):
+            raise UserError(f"{place} is not empty", "name another directory with --output")
+    except OSError as error:
+        raise UserError(f"{place}: {error.strerror}") from None
+    return place
+
+
+def _measure(arguments: argparse.Namespace, plan: Plan, missing: list[str], profile: str) -> int:
+    from bench import facts, report
+    from bench.record import Record
+    from bench.run import Run, remove_tree
+    from bench.workload import rows_of
+
+    output = _make_output(arguments.output)
+    known = {
+        **facts.collect(str(plan.place)),
+        "profile": profile,
+        "rounds": plan.rounds,
+        "userns": plan.userns,
+        "caches_dropped": plan.drop,
+        "missing": missing,
+    }
+    rows = [row for name, row in rows_of(plan.workloads).items() if name in plan.rows]
+    kept = Record(known, plan.peers, rows)
+    progress = Progress(sys.stderr, plan.stages())
+    try:
+        with open(output / "results.jsonl", "w", encoding="utf-8") as lines:
+
+            def sink(line: str) -> None:
+                lines.write(line + "\n")
+                lines.flush()
+                if arguments.json:
+                    print(line, flush=True)
+
+            with contextlib.suppress(KeyboardInterrupt):
+                Run(plan, kept, progress, sink).go()
+    finally:
+        progress.clear()
+        remove_tree(plan.place)
+    written = report.write(kept, output)
+    if not arguments.json:
+        print("\n".join(report.lines(kept)))
+        print(f"written: {' '.join(map(str, written))}")
+    return 0 if kept.end else 130

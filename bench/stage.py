@@ -1,0 +1,341 @@
+"""One peer, one workload, once: run as a process of its own in fresh namespaces.
+
+The process is the first of its PID namespace, so every other process in it
+after mounting belongs to the mount, is waited for at the end, and dies with
+us; the mount namespace takes the mount along. ``run`` starts it with an ``Order`` on
+standard input and reads one line, a ``Result``, from standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from bench.workload import PROVIDERS, REGISTRY, Sizes, load
+from unionfs.errors import UserError
+from unionfs.ops import STATS_XATTR
+from unionfs.sys import calls
+from unionfs.sys.mountinfo import read_mounts
+
+_DROP_CACHES: Final = "/proc/sys/vm/drop_caches"
+_MOUNT_SECONDS: Final = 60
+_END_SECONDS: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a stage is to do.
+
+    Attributes:
+        command: mounts, fields filled in; empty: the first lower is copied to ``mnt``.
+        lowers: the stack, topmost first.
+        place: an empty directory for the peer's files, on the disk that is measured.
+        drop: whether caches may be dropped.
+    """
+
+    command: list[str]
+    workload: str
+    lowers: list[str]
+    place: str
+    sizes: Sizes
+    drop: bool
+    providers: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One row, once.
+
+    Attributes:
+        seconds: for all ``count`` operations.
+        cpu: seconds the mount's processes computed meanwhile; None without such.
+        messages: requests of the kernel by name, where the daemon counts them.
+    """
+
+    row: str
+    seconds: float
+    count: int
+    cpu: float | None = None
+    messages: dict[str, int] | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """All that a stage has to say.
+
+    Attributes:
+        error: why it ended early; empty if it did not.
+        skipped: why the workload does not apply here; empty if it does.
+        mount_seconds: from starting the command until the mount was there.
+        peak_memory: bytes, the sum of the peaks of the mount's processes.
+        cpu: seconds of the mount's processes in their whole life.
+        drops: how often this stage dropped caches.
+        features: what the daemon says of itself.
+    """
+
+    measures: list[Measure] = field(default_factory=list)
+    error: str = ""
+    skipped: str = ""
+    mount_seconds: float = 0.0
+    peak_memory: int = 0
+    cpu: float = 0.0
+    drops: int = 0
+    features: list[str] = field(default_factory=list)
+
+
+class Skipped(Exception):
+    """The workload cannot be done here; the text says why."""
+
+
+class Stage:
+    """What a workload works with.
+
+    Attributes:
+        mnt: the mount point.
+        upper: what takes the changes; filled by ``Workload.prepare`` only.
+        scratch: an empty directory on the same disk, outside of the mount.
+        lowers: the stack, topmost first.
+    """
+
+    def __init__(self, order: Order) -> None:
+        place = Path(order.place)
+        self.order = order
+        self.sizes = order.sizes
+        self.lowers = order.lowers
+        self.mnt = str(place / "m")
+        self.upper = str(place / "u")
+        self.scratch = str(place / "s")
+        self.result = Result()
+        self.daemons: list[int] = []
+        for name in ("m", "u", "w", "s"):
+            (place / name).mkdir()
+        if not order.command:
+            self.upper = self.mnt
+
+    # -- for workloads --------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def measure(self, row: str, count: int = 1) -> Iterator[None]:
+        """Time the body as ``count`` operations of ``row``."""
+        before = self._messages()
+        cpu = self._cpu()
+        gc.disable()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            gc.enable()
+        spent = self._cpu() - cpu if self.daemons else None
+        after = self._messages()
+        messages = None if before is None or after is None else _difference(before, after)
+        self.result.measures.append(Measure(row, seconds, count, spent, messages))
+
+    def each(self, row: str, call: Callable[[Any], object], items: Iterable[Any]) -> None:
+        """Time ``call`` for each of ``items``, made before."""
+        items = list(items)
+        with self.measure(row, len(items)):
+            for item in items:
+                call(item)
+
+    def drop_caches(self) -> bool:
+        """Empty the kernel's caches, where that is permitted and wanted."""
+        if not self.order.drop:
+            return False
+        os.sync()
+        try:
+            with open(_DROP_CACHES, "w") as drop:
+                drop.write("3")
+        except OSError:
+            return False
+        self.result.drops += 1
+        return True
+
+    def run(self, command: list[str], **options: Any) -> None:
+        """Run a program quietly. Raises OSError with the end of what it said if it fails."""
+        options = {"stdin": subprocess.DEVNULL, "cwd": self.mnt, **options}
+        done = subprocess.run(command, capture_output=True, check=False, **options)
+        if done.returncode:
+            said = os.fsdecode(done.stderr or done.stdout).strip().splitlines()[-1:]
+            raise OSError(0, f"{command[0]}: exit code {done.returncode} {' '.join(said)}")
+
+    # -- for this module ------------------------------------------------------------
+
+    def _cpu(self) -> float:
+        return sum(_cpu_seconds(pid) for pid in self.daemons)
+
+    def _messages(self) -> dict[str, int] | None:
+        try:
+            return dict(json.loads(os.getxattr(self.mnt, STATS_XATTR))["requests"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def mount(self) -> None:
+        """Mount, and find the processes that serve.
+
+        Raises:
+            UserError: the command fails, or nothing is mounted after a minute.
+        """
+        if not self.order.command:
+            for lower in reversed(self.lowers):
+                subprocess.run(["cp", "-aT", lower, self.mnt], check=True)
+            return
+        start = time.perf_counter()
+        log = Path(self.scratch) / "log"
+        with open(log, "wb") as output:
+            child = subprocess.Popen(
+                self.order.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=os.path.dirname(self.lowers[0]),
+            )
+        while True:
+            code = child.poll()
+            here = self._mounted()
+            if code is not None and (code or not here):
+                said = log.read_text(errors="replace").strip().splitlines()[-1:]
+                raise UserError(f"not mounted: exit code {code} {' '.join(said)}")
+            if here and (code is not None or time.perf_counter() - start > 1):
+                break
+            if time.perf_counter() - start > _MOUNT_SECONDS:
+                raise UserError(f"nothing is mounted after {_MOUNT_SECONDS} s")
+            time.sleep(0.001)
+        self.result.mount_seconds = time.perf_counter() - start
+        self.daemons = _others()
+        log.unlink()
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            self.result.features = json.loads(os.getxattr(self.mnt, STATS_XATTR))["features"]
+
+    def _mounted(self) -> bool:
+        point = os.fsencode(os.path.realpath(self.mnt))
+        return any(mount.mount_point == point for mount in read_mounts())
+
+    def finish(self) -> None:
+        """Unmount; wait for the processes, and take stock of them."""
+        if not self.order.command:
+            return
+        self.result.peak_memory = sum(_peak_memory(pid) for pid in self.daemons)
+        cpu = {pid: _cpu_seconds(pid) for pid in self.daemons}
+        with contextlib.suppress(OSError):
+            self._unmount()
+        deadline = time.monotonic() + _END_SECONDS
+        for pid in self.daemons:
+            while True:
+                try:
+                    ended, _, usage = os.wait4(pid, os.WNOHANG)
+                except ChildProcessError:
+                    break
+                if ended:
+                    cpu[pid] = usage.ru_utime + usage.ru_stime
+                    break
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                time.sleep(0.001)
+        self.result.cpu = sum(cpu.values())
+
+    def _unmount(self) -> None:
+        point = os.fsencode(self.mnt)
+        try:
+            calls.umount2(point, 0)
+        except OSError:
+            calls.umount2(point, calls.MNT_DETACH)
+
+
+def _difference(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    """Requests between two looks; the second look is itself one GETXATTR."""
+    gone = {name: count - before.get(name, 0) for name, count in after.items()}
+    gone["GETXATTR"] = gone.get("GETXATTR", 0) - 1
+    return {name: count for name, count in gone.items() if count > 0}
+
+
+def _others() -> list[int]:
+    """All processes of this PID namespace but this one."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != 1]
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of all threads that a process has and had; 0 when it is gone.
+
+    The clock's number is made as clock_getcpuclockid(3) makes it: the inverted PID, then
+    the bits for "process" and "scheduler time". Finer than proc_pid_stat(5), which counts ticks.
+    """
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return 0.0
+
+
+def _peak_memory(pid: int) -> int:
+    """VmHWM of a process, in bytes (proc_pid_status(5)); 0 when it is gone."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def play(order: Order) -> Result:
+    """Carry out an order; errors of the workload and of mounting end up in the result."""
+    PROVIDERS[:] = order.providers
+    load()
+    workload = REGISTRY[order.workload]
+    stage = Stage(order)
+    result = stage.result
+    try:
+        if workload.prepare is not None:
+            workload.prepare(stage)
+        stage.mount()
+        workload.run(stage)
+    except Skipped as reason:
+        result.skipped = str(reason)
+    except UserError as error:
+        result.error = str(error)
+    except OSError as error:
+        where = f"{os.path.basename(os.fsdecode(error.filename))}: " if error.filename else ""
+        result.error = f"{where}{error.strerror or error}"
+    except subprocess.CalledProcessError as error:
+        result.error = f"{error.cmd[0]}: exit code {error.returncode}"
+    finally:
+        stage.finish()
+    return result
+
+
+def to_json(value: Order | Result) -> str:
+    """One line."""
+    return json.dumps(dataclasses.asdict(value))
+
+
+def order_from(text: str) -> Order:
+    """The reverse of ``to_json``."""
+    values = json.loads(text)
+    values["sizes"] = Sizes(**values["sizes"])
+    return Order(**values)
+
+
+def result_from(text: str) -> Result:
+    """The reverse of ``to_json``."""
+    values = json.loads(text)
+    values["measures"] = [Measure(**measure) for measure in values["measures"]]
+    return Result(**values)
+
+
+def main() -> int:
+    """What ``run`` starts."""
+    order = order_from(sys.stdin.read())
+    result = play(order)
+    shutil.rmtree(os.path.join(order.place, "s"), ignore_errors=True)
+    print(to_json(result))
+    return 0

@@ -1,0 +1,128 @@
+"""A record as a table for a terminal or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.figures import Figures, Verdict
+from bench.stats import Summary
+from bench.workload import Row
+
+_MARKS = {"ahead": "", "met": "", "missed": " !", "noisy": "", "": ""}
+
+
+def number(value: float) -> str:
+    """Three significant digits, without exponents."""
+    if value >= 100:
+        return f"{value:.0f}"
+    if value >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def figure(value: Summary | None) -> str:
+    """A median; where it says too little, the range; "-" for none."""
+    if value is None:
+        return "-"
+    if value.noisy:
+        return f"{number(value.low)}..{number(value.high)}"
+    return number(value.median)
+
+
+def ratio(verdict: Verdict | None) -> str:
+    """A ratio with "!" where it misses its goal; a range where it is too noisy."""
+    if verdict is None:
+        return "-"
+    return figure(verdict.ratio) + _MARKS[verdict.word]
+
+
+def messages(figures: Figures, row: Row) -> str:
+    """Messages per operation of ours, the frequent ones by name."""
+    counted = figures.messages(row, figures.ours.name) if figures.ours else None
+    if counted is None:
+        return "-"
+    total = sum(counted.values())
+    if total < 0.005:
+        return "0"
+    return number(total)
+
+
+def render(cells: list[list[str]]) -> Iterator[str]:
+    """Lines of a table; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for place, line in enumerate(cells):
+        padded = [
+            text.ljust(width) if not column else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield "  ".join(padded).rstrip()
+        if not place:
+            yield "  ".join("-" * width for width in widths)
+
+
+def table(figures: Figures) -> Iterator[str]:
+    """All of it: rows, totals, and what is to be known of them."""
+    peers = figures.record.peers
+    versus = [
+        (family, label)
+        for family, label in (("fuse-overlayfs", "FO"), ("kernel", "KO"))
+        if figures.ours and any(peer.family == family for peer in peers)
+    ]
+    head = ["row", "unit", *(peer.name for peer in peers)]
+    head += [f"/{label}" for _, label in versus] + ["messages"]
+    cells = [head]
+    for row in figures.rows():
+        line = [row.name, row.unit]
+        line += [figure(figures.value(row, peer.name)) for peer in peers]
+        line += [ratio(figures.verdict(row, family)) for family, _ in versus]
+        cells.append([*line, messages(figures, row)])
+    tail = [""] * (len(versus) + 1)
+    cells.append(["daemon CPU", "s", *(_seconds(figures.total_cpu(p.name)) for p in peers), *tail])
+    cells.append(["peak memory", "MiB", *(_mib(figures.peak_memory(p.name)) for p in peers), *tail])
+    mounting = [_milli(figures.mount_seconds(peer.name)) for peer in peers]
+    cells.append(["mounting", "ms", *mounting, *tail])
+    yield from render(cells)
+    yield from notes(figures)
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _mib(value: float | None) -> str:
+    return "-" if value is None else number(value / (1 << 20))
+
+
+def _milli(value: float | None) -> str:
+    return "-" if value is None else number(value * 1000)
+
+
+def notes(figures: Figures) -> Iterator[str]:
+    """What the reader of the table must know."""
+    record = figures.record
+    facts = record.facts
+    yield ""
+    yield (
+        f"{facts['kernel']}, {facts['cpus']} x {facts['cpu']}, Python {facts['python']};"
+        f" {facts['filesystem']}"
+    )
+    for peer in record.peers:
+        yield f"{peer.name}: {peer.version or 'version unknown'}"
+    for text in facts.get("missing", []):
+        yield f"left out: {text}"
+    for text in figures.failures():
+        yield f"no figure: {text}"
+    if figures.ours:
+        yield (
+            f"/FO, /KO: {figures.ours.name} over the fastest fuse-overlayfs and over the kernel's"
+            " overlayfs, median of the rounds' ratios; ! misses its goal; a..b: too noisy to say"
+        )
+    end = record.end
+    if not end:
+        yield "The run was broken off."
+        return
+    yield (
+        f"{facts['rounds']} rounds, {end['seconds']:.0f} s; others used"
+        f" {end['others_cpu_share']:.0%} of the machine's CPU time;"
+        f" {end['repeated_rounds']} rounds repeated because caches were dropped by others"
+    )

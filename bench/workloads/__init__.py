@@ -1,0 +1,1 @@
+"""The workloads; each module registers its own when it is imported."""
