@@ -133,8 +133,9 @@ def _kernel(peers: list[Peer], missing: list[str], *, root: bool, full: bool) ->
     if "overlay" not in Path("/proc/filesystems").read_text():
         missing.append("overlayfs: not in this kernel")
         return
-    command = ("mount", "-t", "overlay", "bench", "-o", _STACK, "{mnt}")
-    private = (*command[:5], f"{_STACK},userxattr", "{mnt}")
+    mount = ("mount", "-t", "overlay", "bench", "-o")
+    command = (*mount, _STACK, "{mnt}")
+    private = (*mount, f"{_STACK},userxattr", "{mnt}")
     version = f"Linux {os.uname().release}"
     if root:
         peers.append(Peer("overlayfs", "kernel", command, version))

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from unionfs.errors import UserError
 
 #: A round that others spoil by dropping caches is done again at most this often.
 _ATTEMPTS: Final = 4
+_QUIET_SECONDS: Final = 5
+_PATIENCE_SECONDS: Final = 60
 _STAGE_SECONDS: Final = 1800
 _NAMESPACES: Final = (
     "unshare",
@@ -154,11 +157,22 @@ class Run:
                 return
             self.done = done
             self.repeated += 1
+            self._wait_for_quiet(work)
         raise UserError(
             f"other processes keep dropping the kernel's caches (during {work.name});"
             " nothing measured now would be true",
             "find out who writes to /proc/sys/vm/drop_caches",
         )
+
+    def _wait_for_quiet(self, work: Workload) -> None:
+        """Sleep until nobody has dropped caches for a while, or patience ends."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        seen, since = facts.cache_drops(), time.monotonic()
+        while time.monotonic() < min(deadline, since + _QUIET_SECONDS):
+            self.progress(f"{work.name}: waiting, somebody drops the kernel's caches", self.done)
+            time.sleep(0.5)
+            if facts.cache_drops() != seen:
+                seen, since = facts.cache_drops(), time.monotonic()
 
     def _keep(self, work: Workload, number: int, results: list[tuple[Peer, Result]]) -> None:
         for peer, result in results:
@@ -194,8 +208,7 @@ class Run:
                 self.sink(record.line("measure", sample))
 
     def _stage(self, work: Workload, peer: Peer, trees: Trees) -> Result:
-        place = self.plan.place / "stage"
-        place.mkdir()
+        place = Path(tempfile.mkdtemp(dir=self.plan.place))
         try:
             return self._play(work, peer, trees.get(work.tree), place)
         finally:
