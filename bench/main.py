@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.compare:
         from bench.compare import compare
 
-        return compare(*map(Path, arguments.compare), as_json=arguments.json)
+        old, new = map(Path, arguments.compare)
+        return compare(old, new, as_json=bool(arguments.json))
     from bench import peers, workload
     from bench.run import Plan, check_namespaces
     from unionfs.sys import calls
@@ -185,8 +186,8 @@ def _measure(arguments: argparse.Namespace, plan: Plan, missing: list[str], prof
     finally:
         progress.clear()
         remove_tree(plan.place)
-    written = report.write(kept, output)
+    written, missing_reports = report.write(kept, output)
     if not arguments.json:
-        print("\n".join(report.lines(kept)))
+        print("\n".join([*report.lines(kept), *missing_reports]))
         print(f"written: {' '.join(map(str, written))}")
     return 0 if kept.end else 130

@@ -177,6 +177,7 @@ def _ours(missing: list[str], *, root: bool, full: bool) -> list[Peer]:
     peers = [Peer("pyunion", "ours", (*mount, "-o", _STACK, "{mnt}"), version)]
     if not full:
         return peers
+    words: tuple[str, ...]
     if importlib.util.find_spec("pyfuse3") is None:
         missing.append("pyunion-pyfuse3: the library pyfuse3 is not installed")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench import html, png
 from bench.figures import Figures
 from bench.record import Record
 from bench.table import table
@@ -15,8 +16,15 @@ def lines(record: Record) -> Iterator[str]:
     return table(Figures(record))
 
 
-def write(record: Record, output: Path) -> list[Path]:
-    """Write the reports of ``record`` beside its JSON lines; the files there are now."""
-    text = output / "table.txt"
-    text.write_text("\n".join(lines(record)) + "\n", encoding="utf-8")
-    return [output / "results.jsonl", text]
+def write(record: Record, output: Path) -> tuple[list[Path], list[str]]:
+    """Write the reports of ``record`` beside its JSON lines: the files, and what is missing."""
+    figures = Figures(record)
+    files = [output / "results.jsonl", output / "table.txt", output / "report.html"]
+    files[1].write_text("\n".join(table(figures)) + "\n", encoding="utf-8")
+    files[2].write_text(html.page(figures), encoding="utf-8")
+    if not png.available():
+        return files, ["no PNG: matplotlib is not installed (pip install 'pyunion[bench]')"]
+    if figures.ours is None or not figures.rows():
+        return files, ["no PNG: nothing of ours was measured"]
+    png.write(figures, output / "report.png")
+    return [*files, output / "report.png"], []
