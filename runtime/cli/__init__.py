@@ -1,0 +1,1 @@
+"""The command line of pyrun: parsing, and the one place where errors become exit codes."""
