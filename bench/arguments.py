@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-drop-caches", action="store_true", help="leave the kernel's caches alone"
     )
     parser.add_argument("--work", metavar="DIR", help="measure on this filesystem (/var/tmp)")
+    parser.add_argument(
+        "--archive", metavar="FILE", help="tar of a Debian root to work with (made if not given)"
+    )
     parser.add_argument("--output", metavar="DIR", help="where the report goes")
     parser.add_argument("--json", action="store_true", help="print JSON lines, not a table")
     parser.add_argument("--list", action="store_true", help="print peers and rows, measure nothing")

@@ -105,14 +105,14 @@ def compare(old: Path, new: Path, *, as_json: bool) -> int:
     slower = [moved for moved in found if moved.change.regression]
     if as_json:
         for moved in found:
-            factor = moved.change.factor
+            quotient = moved.change.factor
             values = {
                 "row": moved.row.name,
                 "peer": moved.peer,
                 "unit": moved.row.unit,
                 "old": moved.old.median,
                 "new": moved.new.median,
-                "factor": None if math.isnan(factor) else factor,
+                "factor": None if math.isnan(quotient) else quotient,
                 "verdict": moved.word,
             }
             print(json.dumps(values))

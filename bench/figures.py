@@ -149,7 +149,7 @@ class Figures:
 
     def failures(self) -> list[str]:
         """What could not be measured, and why; one line each."""
-        lines = []
+        lines = list(self.record.end.get("left_out", []))
         for mounted in self.record.mounts:
             reason = mounted.error or mounted.skipped
             line = f"{mounted.workload} on {mounted.peer}: {reason}"

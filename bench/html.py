@@ -99,7 +99,7 @@ def _facts(figures: Figures) -> Iterator[str]:
     features = {tuple(mounted.features) for mounted in record.mounts if mounted.features}
     if features:
         entries["Engine features"] = "; ".join(" ".join(words) for words in sorted(features))
-    for name, text in facts.get("inputs", {}).items():
+    for name, text in record.end.get("inputs", {}).items():
         entries[name] = text
     if record.end:
         end = record.end

@@ -92,8 +92,15 @@ def run(arguments: argparse.Namespace) -> int:
         place=_make_place(arguments.work),
         userns=not root,
         drop=root and not arguments.no_drop_caches,
+        archive=_archive(arguments.archive),
     )
     return _measure(arguments, plan, found.missing, profile)
+
+
+def _archive(name: str | None) -> Path | None:
+    if name is not None and not os.path.isfile(name):
+        raise UserError(f"--archive {name}: no such file")
+    return Path(name) if name else None
 
 
 def _make_place(work: str | None) -> Path:

@@ -25,7 +25,7 @@ from bench.peers import Peer
 from bench.record import Mounted, Record, Sample
 from bench.stage import Order, Result, result_from, to_json
 from bench.trees import Trees
-from bench.workload import Sizes, Workload
+from bench.workload import Sizes, Skipped, Workload
 from unionfs.errors import UserError
 
 #: A round that others spoil by dropping caches is done again at most this often.
@@ -54,6 +54,7 @@ class Plan:
         rows: names of the rows that are wanted.
         userns: mount everything in a user namespace.
         drop: caches may be dropped.
+        archive: a root filesystem's tar to work with; None: one is made.
     """
 
     peers: list[Peer]
@@ -64,6 +65,7 @@ class Plan:
     place: Path
     userns: bool
     drop: bool
+    archive: Path | None = None
 
     def stages(self) -> int:
         """How many mounts it takes."""
@@ -102,6 +104,7 @@ class Run:
     """A run under way.
 
     Attributes:
+        left_out: workloads that cannot be done here, and why.
         progress: told the peer and workload before each stage, and how many are done.
         sink: gets each line of the record as soon as its round counts.
     """
@@ -111,6 +114,7 @@ class Run:
     progress: Callable[[str, int], None]
     sink: Callable[[str], None]
     repeated: int = 0
+    left_out: list[str] = field(default_factory=list)
     done: int = 0
     _failed: set[tuple[str, str]] = field(default_factory=set)
 
@@ -123,20 +127,35 @@ class Run:
         plan = self.plan
         self.sink(self.record.header())
         started, busy, own = time.time(), facts.busy_seconds(), facts.own_seconds()
-        trees = Trees(plan.place / "trees", plan.sizes)
+        trees = Trees(plan.place / "trees", plan.sizes, plan.archive, root=not plan.userns)
         for work in plan.workloads:
-            self.progress(f"{work.name}: preparing", self.done)
-            trees.get(work.tree)
-            for number in range(min(plan.rounds, work.rounds)):
-                self._round(work, number, trees)
+            self._workload(work, trees)
         seconds = time.time() - started
         others = facts.busy_seconds() - busy - (facts.own_seconds() - own)
         self.record.end = {
             "seconds": round(seconds, 1),
             "repeated_rounds": self.repeated,
             "others_cpu_share": round(max(0.0, others) / seconds / (os.cpu_count() or 1), 3),
+            "inputs": trees.notes,
+            "left_out": self.left_out,
         }
         self.sink(list(self.record.lines())[-1])
+
+    def _workload(self, work: Workload, trees: Trees) -> None:
+        """All rounds of one workload, or why there are none."""
+        rounds = min(self.plan.rounds, work.rounds)
+        missing = [program for program in work.programs if shutil.which(program) is None]
+        self.progress(f"{work.name}: preparing", self.done)
+        try:
+            if missing:
+                raise Skipped(f"{', '.join(missing)} not installed")
+            trees.get(work.tree)
+        except Skipped as reason:
+            self.left_out.append(f"{work.name}: {reason}")
+            self.done += rounds * len(self.plan.peers_of(work))
+            return
+        for number in range(rounds):
+            self._round(work, number, trees)
 
     def _round(self, work: Workload, number: int, trees: Trees) -> None:
         """One round, repeated while others drop caches."""

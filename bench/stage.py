@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench.workload import PROVIDERS, REGISTRY, Sizes, load
+from bench.workload import PROVIDERS, REGISTRY, Sizes, Skipped, load
 from unionfs.errors import UserError
 from unionfs.ops import STATS_XATTR
 from unionfs.sys import calls
@@ -95,8 +95,17 @@ class Result:
     features: list[str] = field(default_factory=list)
 
 
-class Skipped(Exception):
-    """The workload cannot be done here; the text says why."""
+@dataclass(slots=True)
+class Timing:
+    """What a body under ``Stage.measure`` may say better than the clock.
+
+    Attributes:
+        seconds: as the program that was run measured them itself.
+        count: how many operations it were.
+    """
+
+    count: int
+    seconds: float | None = None
 
 
 class Stage:
@@ -127,21 +136,24 @@ class Stage:
     # -- for workloads --------------------------------------------------------------
 
     @contextlib.contextmanager
-    def measure(self, row: str, count: int = 1) -> Iterator[None]:
-        """Time the body as ``count`` operations of ``row``."""
+    def measure(self, row: str, count: int = 1) -> Iterator[Timing]:
+        """Time the body as ``count`` operations of ``row``; a body that fails is no figure."""
+        timing = Timing(count)
         before = self._messages()
         cpu = self._cpu()
         gc.disable()
         start = time.perf_counter()
         try:
-            yield
-        finally:
+            yield timing
             seconds = time.perf_counter() - start
+        finally:
             gc.enable()
         spent = self._cpu() - cpu if self.daemons else None
         after = self._messages()
         messages = None if before is None or after is None else _difference(before, after)
-        self.result.measures.append(Measure(row, seconds, count, spent, messages))
+        if timing.seconds is not None:
+            seconds = timing.seconds
+        self.result.measures.append(Measure(row, seconds, timing.count, spent, messages))
 
     def each(self, row: str, call: Callable[[Any], object], items: Iterable[Any]) -> None:
         """Time ``call`` for each of ``items``, made before."""

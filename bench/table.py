@@ -108,6 +108,8 @@ def notes(figures: Figures) -> Iterator[str]:
     )
     for peer in record.peers:
         yield f"{peer.name}: {peer.version or 'version unknown'}"
+    for name, text in record.end.get("inputs", {}).items():
+        yield f"{name}: {text}"
     for text in facts.get("missing", []):
         yield f"left out: {text}"
     for text in figures.failures():

@@ -24,6 +24,8 @@ PROVIDERS: Final = [
     "bench.workloads.names",
     "bench.workloads.changes",
     "bench.workloads.data",
+    "bench.workloads.work",
+    "bench.workloads.many",
 ]
 
 
@@ -36,6 +38,13 @@ class Sizes:
         wide: entries of the large directory; ``wide_files`` operations are done in it.
         tree: directories of the tree that is walked, 20 entries each.
         data: bytes of the file that is read and written in order.
+        large: bytes of the dense file that is copied up; ``huge``: of the sparse one.
+        archive: files in the archive, where it is made from the host.
+        system: make the archive with mmdebstrap, if that is there.
+        repository: files of the repository.
+        units: source files of the C program.
+        inserts: transactions of the database.
+        disk: bytes of the file that fio works on.
     """
 
     rounds: int
@@ -44,13 +53,72 @@ class Sizes:
     wide_files: int
     tree: int
     data: int
+    large: int
+    huge: int
+    archive: int
+    system: bool
+    repository: int
+    units: int
+    inserts: int
+    disk: int
 
+
+_MIB: Final = 1 << 20
 
 PROFILES: Final = {
-    "tiny": Sizes(rounds=1, files=20, wide=100, wide_files=10, tree=4, data=1 << 20),
-    "quick": Sizes(rounds=3, files=1000, wide=50_000, wide_files=100, tree=200, data=64 << 20),
-    "full": Sizes(rounds=7, files=2000, wide=50_000, wide_files=500, tree=1000, data=256 << 20),
+    "tiny": Sizes(
+        rounds=1,
+        files=20,
+        wide=100,
+        wide_files=10,
+        tree=4,
+        data=_MIB,
+        large=_MIB,
+        huge=2 * _MIB,
+        archive=20,
+        system=False,
+        repository=20,
+        units=3,
+        inserts=5,
+        disk=_MIB,
+    ),
+    "quick": Sizes(
+        rounds=3,
+        files=1000,
+        wide=50_000,
+        wide_files=100,
+        tree=200,
+        data=64 * _MIB,
+        large=64 * _MIB,
+        huge=1024 * _MIB,
+        archive=2000,
+        system=False,
+        repository=2000,
+        units=20,
+        inserts=100,
+        disk=32 * _MIB,
+    ),
+    "full": Sizes(
+        rounds=7,
+        files=2000,
+        wide=50_000,
+        wide_files=500,
+        tree=1000,
+        data=256 * _MIB,
+        large=64 * _MIB,
+        huge=1024 * _MIB,
+        archive=10_000,
+        system=True,
+        repository=10_000,
+        units=100,
+        inserts=500,
+        disk=128 * _MIB,
+    ),
 }
+
+
+class Skipped(Exception):
+    """A tree or a workload cannot be had here; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
