@@ -17,6 +17,17 @@ from pathlib import Path
 OLD_NS = 1_000_000_000_123_456_789
 
 
+def make_indexed(index: Path, folder: str, data: bytes | None, *names: bytes) -> Path:
+    """A folder of an index: a file, unless ``data`` is None, and the names it is still to get."""
+    place = index / folder
+    place.mkdir(parents=True)
+    for number, name in enumerate(names):
+        os.symlink(name, os.fsencode(place) + b"/%d" % number)
+    if data is not None:
+        (place / "file").write_bytes(data)
+    return place / "file"
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """A regular file."""

@@ -139,6 +139,7 @@ class UnionMachine(RuleBasedStateMachine):
             "whiteouts": whiteouts,
             "family": family,
             "redirect_dir": data.draw(st.sampled_from(("copy", "on")), "redirect_dir"),
+            "index": data.draw(st.booleans(), "index"),
             "tmpfile": data.draw(st.booleans(), "tmpfile"),
             "can_override": data.draw(st.booleans(), "can_override"),
             "timeout": data.draw(st.sampled_from((None, 0.0)), "timeout"),

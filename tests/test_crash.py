@@ -239,7 +239,7 @@ class Style:
 
 STYLES = {
     "chardev": Style(),
-    "redirect": Style({"redirect_dir": "on"}),
+    "redirect": Style({"redirect_dir": "on", "index": True}),
     "userxattr": Style(
         {"whiteouts": "xattr", "family": b"user.overlay.", "tmpfile": False}, both_names=True
     ),

@@ -115,7 +115,7 @@ def expected(before: dict[bytes, Shown], after: dict[bytes, Shown]) -> list[Chan
 def diff(layers: Layers) -> list[Change]:
     """What ``unionfs.diff`` finds."""
     lowers = [os.fsencode(path) for path in layers.lowers]
-    return changes(os.fsencode(layers.upper), lowers, [os.fsencode(layers.work)])
+    return changes(os.fsencode(layers.upper), lowers, work=os.fsencode(layers.work))
 
 
 def lines(layers: Layers) -> list[str]:
@@ -485,6 +485,7 @@ _NO_SPECIAL: dict[bytes, Item] = {path: LOWER[path] for path in LOWER if path no
 _STYLES: list[dict[str, Any]] = [
     {},
     {"redirect_dir": "on"},
+    {"redirect_dir": "on", "index": True},
     {"whiteouts": "xattr", "family": b"user.overlay."},
     {"whiteouts": "dotwh", "family": None},
 ]

@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import MakeLayers, Mount, OpenRig
 from tests.helpers import Rig, command
 from tests.invariants import check_disk
-from tests.layers import Dir, File, Layers, Symlink, Tree, Whiteout, walk
+from tests.layers import Dir, File, Layers, Symlink, Tree, Whiteout, make_indexed, walk
 from tests.test_diff import diff, metacopy
 from unionfs import fsck as fsck_module
 from unionfs import steps
@@ -42,10 +42,13 @@ LOWER: Tree = {
 UPPER: Tree = {b"d": Dir(), b"f": File(b"f"), b"o": Dir(opaque="trusted"), b"o/in": File(b"in")}
 
 
-def run(layers: Layers, *, lowers: bool = True, repair: bool = False) -> Report:
+def run(
+    layers: Layers, *, lowers: bool = True, repair: bool = False, portable: bool = False
+) -> Report:
     """fsck of the layers, with or without their lowers."""
     below = [os.fsencode(path) for path in layers.lowers] if lowers else []
-    return fsck(os.fsencode(layers.upper), os.fsencode(layers.work), below, repair=repair)
+    upper, work = os.fsencode(layers.upper), os.fsencode(layers.work)
+    return fsck(upper, work, below, repair=repair, portable=portable)
 
 
 def kinds(report: Report) -> list[str]:
@@ -87,20 +90,21 @@ def leave_orphan(layers: Layers) -> None:
     (_ours(layers, "orphans") / "12-2").touch()
 
 
-def leave_journal(layers: Layers) -> None:
-    (_ours(layers, "stage") / "12-3").write_bytes(b"x")
-    os.link(_ours(layers, "stage") / "12-3", layers.upper / "d" / "first")
-    names = b"d/first\nd/second\n".split()
-    text = b"\n".join(name.hex().encode() for name in names)
-    (_ours(layers, "journal") / "12-3").write_bytes(text)
+def leave_in_index(layers: Layers) -> None:
+    file = make_indexed(_ours(layers, "index"), "12-3", b"x", b"d/first", b"d/second")
+    os.link(file, layers.upper / "d" / "first")
 
 
-def tear_journal(layers: Layers) -> None:
-    (_ours(layers, "journal") / "12-4").write_bytes(b"zz")
+def strange_index(layers: Layers) -> None:
+    (_ours(layers, "index") / "12-4").write_bytes(b"zz")
 
 
-def journal_out_of_the_upper(layers: Layers) -> None:
-    (_ours(layers, "journal") / "12-5").write_bytes(b"../x".hex().encode())
+def index_without_file(layers: Layers) -> None:
+    make_indexed(_ours(layers, "index"), "12-6", None, b"d/third")
+
+
+def index_out_of_the_upper(layers: Layers) -> None:
+    make_indexed(_ours(layers, "index"), "12-5", b"x", b"../x")
 
 
 def record_of_nothing(layers: Layers) -> None:
@@ -191,9 +195,9 @@ DAMAGE: list[tuple[Damage, str]] = [
     (leave_stage, "stage-leftover"),
     (leave_temporary_of_fuse_overlayfs, "stage-leftover"),
     (leave_orphan, "orphan"),
-    (leave_journal, "journal"),
-    (tear_journal, "journal-malformed"),
-    (journal_out_of_the_upper, "journal-malformed"),
+    (strange_index, "index-malformed"),
+    (index_without_file, "index-malformed"),
+    (index_out_of_the_upper, "index-malformed"),
     (record_of_nothing, "record-stale"),
     (record_of_another, "record-stale"),
     (record_without_sense, "record-malformed"),
@@ -216,7 +220,7 @@ DAMAGE: list[tuple[Damage, str]] = [
 ]
 #: What these show cannot be said before the repair: the two views of a tie, the rest of a
 #: journal, a file that was meant as deleted.
-_CHANGES_THE_VIEW = {leave_journal, families_differ_in_redirect, whiteout_xattr_in_opaque}
+_CHANGES_THE_VIEW = {families_differ_in_redirect, whiteout_xattr_in_opaque}
 
 
 def test_every_repairable_kind_is_among_the_damage() -> None:
@@ -290,11 +294,19 @@ def test_all_damage_at_once(make_layers: MakeLayers) -> None:
     assert run(layers).found == []
 
 
-def test_a_journal_is_rolled_forward(make_layers: MakeLayers) -> None:
+@pytest.mark.parametrize("also", [None, strange_index])
+def test_an_index_becomes_names(
+    make_layers: MakeLayers, also: Callable[[Layers], None] | None
+) -> None:
     layers = make_layers(LOWER, upper=UPPER)
-    leave_journal(layers)
-    assert "second" in run(layers).found[0].text
-    assert run(layers, repair=True).clean
+    leave_in_index(layers)
+    found = run(layers)
+    assert found.clean and kinds(found) == ["index"] and "second" in found.found[0].text
+    if also is not None:
+        also(layers)
+        assert not run(layers).clean
+    assert run(layers, repair=True, portable=also is None).clean
+    assert run(layers).found == []
     first, second = layers.upper / "d/first", layers.upper / "d/second"
     assert first.samefile(second) and first.lstat().st_nlink == 2
 

@@ -108,6 +108,7 @@ def _fuse_overlayfs(layers: Layers, options: str) -> Iterator[Path]:
 
 STYLES = {
     "redirects": {"redirect_dir": "on"},
+    "index": {"index": True},
     "user redirects": {"redirect_dir": "on", "family": b"user.overlay."},
     "xattr whiteouts": {"whiteouts": "xattr", "family": b"user.overlay."},
     "wh files": {"whiteouts": "dotwh", "family": None},

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import OpenRig
 from tests.helpers import Rig, error, snapshot
-from tests.layers import Dir, File, Layers, Link, Symlink, Tree, Whiteout
+from tests.layers import Dir, File, Layers, Link, Symlink, Tree, Whiteout, make_indexed
 from unionfs import hardlinks, options, steps
 from unionfs import union as union_module
 from unionfs.cli import changes, inspect
@@ -292,7 +292,7 @@ def test_a_copy_that_could_not_be_published_leaves_nothing(
             made.chmod(b"h1", 0o600)
     ours = made.layers.work / "pyunion"
     assert not os.listdir(ours / "stage")
-    assert not os.listdir(ours / "journal")
+    assert not os.listdir(ours / "index")
     assert made.read(b"h2") == b"x" * 1000
 
 
@@ -364,7 +364,7 @@ def test_only_unions_are_unmounted(place: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("lower", ["", ":"])
 def test_a_comparison_with_no_lower_is_refused(tmp_path: Path, lower: str) -> None:
     with pytest.raises(UserError, match="no lower"):
-        changes.diff(str(tmp_path), lower, as_json=False)
+        changes.diff(str(tmp_path), lower, None, as_json=False)
     with pytest.raises(UserError, match="an empty path"):
         changes.check("", None, None, repair=False, portable=False, as_json=False)
 
@@ -473,17 +473,14 @@ def test_a_name_deeper_than_any_path_stays_the_same_file(tmp_path: Path) -> None
     subprocess.run(["rm", "-rf", tmp_path / "u"], check=True)
 
 
-def test_a_journal_is_completed_as_far_as_it_can_be(tmp_path: Path) -> None:
+def test_an_index_is_completed_as_far_as_it_can_be(tmp_path: Path) -> None:
     layers = Layers.make(tmp_path / "u", {}, upper={b"f": File(), b"d": Dir()})
     ours = layers.work / "pyunion"
-    for name in ("stage", "journal"):
-        (ours / name).mkdir(parents=True)
-    (ours / "stage" / "1-1").write_bytes(b"data")
     names = (b"gone/x", b"f/x", b"d/x", b"y")
-    (ours / "journal" / "1-1").write_text("\n".join(name.hex() for name in names))
+    make_indexed(ours / "index", "1-1", b"data", *names)
     with Rig(layers) as made:
         assert made.read(b"d/x") == made.read(b"y") == b"data"
-        assert not os.listdir(ours / "journal")
+        assert not os.listdir(ours / "index")
 
 
 def test_a_rename_that_cannot_leave_its_whiteout_changes_nothing(rig: OpenRig) -> None:

@@ -53,7 +53,7 @@ def test_random_histories_of_a_mount_equal_the_oracle(tmp_path: Path, redirect_d
     def make(layers: Layers, options: dict[str, Any]) -> Target:
         for mounted in mounts:
             mounted.stop()
-        words = f"redirect_dir={redirect_dir}"
+        words = f"redirect_dir={redirect_dir},index={'on' if options['index'] else 'off'}"
         words += ",xattr_permissions=2" * bool(options["xattr_permissions"])
         mounts[:] = [Mounted(layers, "-o", words, "--engine", "direct")]
         return mounts[0]

@@ -16,10 +16,12 @@ def _path(union: Union, inode: Inode) -> tuple[bytes, bool]:
     """A path to the file on disk and whether to follow it (only our own /proc links)."""
     if inode.dirs is not None and (inode.parent is not None or inode is union.root):
         return inode.dirs[0].proc_path(b""), False
-    if inode.parent is not None:
-        directory = union.updir(inode.parent) if inode.upper else inode.low
-        assert directory is not None
-        return directory.proc_path(inode.name), False
+    if inode.parent is not None or inode.indexed is not None:
+        if inode.upper:
+            directory, name = union.place(inode)
+            return directory.proc_path(name), False
+        assert inode.low is not None
+        return inode.low.proc_path(inode.name), False
     if inode.fd >= 0:
         return b"/proc/self/fd/%d" % inode.fd, True
     if inode.orphan is not None and union.upper is not None:

@@ -14,7 +14,7 @@ import stat
 import time
 from collections.abc import Iterator
 
-from unionfs import formats, hardlinks, steps
+from unionfs import formats, hardlinks, index, steps
 from unionfs.inode import Inode
 from unionfs.layer import LayerDir
 from unionfs.sys import calls
@@ -104,8 +104,16 @@ def origin_for(union: Union, inode: Inode, st: os.stat_result) -> bytes:
     return union.identity_of(holder.layer, st)
 
 
-def copy_up(union: Union, inode: Inode, *, size: int | None = None) -> None:
+def copy_up(
+    union: Union,
+    inode: Inode,
+    *,
+    size: int | None = None,
+    by: tuple[Inode, bytes] | None = None,
+) -> None:
     """Make sure that ``inode`` is in the upper; ``size`` bytes of its data are enough.
+
+    ``by`` is the name that will be changed, where that is known.
 
     Raises:
         OSError: EROFS, ENOSPC, EDQUOT, EIO … from below; the union is then as before.
@@ -124,18 +132,24 @@ def copy_up(union: Union, inode: Inode, *, size: int | None = None) -> None:
         if inode.upper:
             _materialise(union, upper, inode)
         elif inode.kind == stat.S_IFREG:
-            _copy_up_regular(union, upper, inode, size)
+            _copy_up_regular(union, upper, inode, size, by)
         else:
-            _copy_up_special(union, upper, inode)
+            _copy_up_special(union, upper, inode, by)
     finally:
         inode.busy = False
         union.monitor.notify_idle()
         union.forget(inode.ino, 0)
 
 
-def _copy_up_regular(union: Union, upper: Upper, inode: Inode, size: int | None) -> None:
+def _copy_up_regular(
+    union: Union,
+    upper: Upper,
+    inode: Inode,
+    size: int | None,
+    by: tuple[Inode, bytes] | None,
+) -> None:
     st = union.stat(inode)
-    names = _names(union, inode, st)
+    names = _names(union, inode, st, by)
     for parent, _ in names:
         ensure_dir(union, parent)
     temp, fd = _stage_regular(union, upper, inode, st, size)
@@ -156,12 +170,18 @@ def _copy_up_regular(union: Union, upper: Upper, inode: Inode, size: int | None)
         union.fds.pin(inode)
 
 
-def _names(union: Union, inode: Inode, st: os.stat_result) -> list[tuple[Inode, bytes]]:
-    """Every visible name of a lower file; none if it is unlinked and open."""
+def _names(
+    union: Union, inode: Inode, st: os.stat_result, by: tuple[Inode, bytes] | None
+) -> list[tuple[Inode, bytes]]:
+    """Every visible name of a lower file, ``by`` first; none if it is unlinked and open."""
     if inode.parent is None:
         return []
     if st.st_nlink > 1:
-        return hardlinks.visible_names(union, inode, st)
+        names = hardlinks.visible_names(union, inode, st)
+        if by is not None and by in names:
+            names.remove(by)
+            names.insert(0, by)
+        return names
     return inode.links()
 
 
@@ -267,12 +287,14 @@ def _copy_some(source: int, target: int, offset: int, count: int) -> int:
     return os.pwrite(target, data, offset)
 
 
-def _copy_up_special(union: Union, upper: Upper, inode: Inode) -> None:
+def _copy_up_special(
+    union: Union, upper: Upper, inode: Inode, by: tuple[Inode, bytes] | None
+) -> None:
     """Symlinks, fifos, sockets, devices."""
     low = inode.low
     assert low is not None
     st = union.stat(inode)
-    names = _names(union, inode, st)
+    names = _names(union, inode, st, by)
     for parent, _ in names:
         ensure_dir(union, parent)
     temp = upper.temp_name()
@@ -309,36 +331,28 @@ def _publish(
     temp: bytes | None,
     fd: int,
 ) -> None:
-    """Give the staged file all its names."""
-    with contextlib.ExitStack() as stack:
-        for parent in dict.fromkeys(parent for parent, _ in names):
-            directory = union.updir(parent)
-            stack.enter_context(kept_times(directory))
+    """Give the staged file its names."""
+    if len(names) == 1:
+        parent, name = names[0]
+        directory = union.updir(parent)
+        with kept_times(directory):
             upper.mark_impure(directory)
-        if len(names) == 1:
-            parent, name = names[0]
-            directory = union.updir(parent)
+            to = directory.dirfd()
             if temp is None:
-                upper.run(steps.LinkFd(fd, directory.dirfd(), name))
+                upper.run(steps.LinkFd(fd, to, name))
             else:
-                upper.run(
-                    steps.Rename(
-                        upper.stage_fd, temp, directory.dirfd(), name, calls.RENAME_NOREPLACE
-                    )
-                )
-        else:
-            staged = temp if temp is not None else upper.temp_name()
-            try:
-                if temp is None:
-                    upper.run(steps.LinkFd(fd, upper.stage_fd, staged))
-                hardlinks.publish(
-                    upper, staged, [(union.updir(parent), name) for parent, name in names]
-                )
-            except BaseException:
-                upper.discard(staged)
-                raise
-    for parent, name in names:
+                flags = calls.RENAME_NOREPLACE
+                upper.run(steps.Rename(upper.stage_fd, temp, to, name, flags))
         union.note_name(parent, name, inode.kind)
+        return
+    folder = upper.temp_name()
+    place = folder + b"/" + index.FILE
+    staged: steps.Step
+    if temp is None:
+        staged = steps.LinkFd(fd, upper.stage_fd, place)
+    else:
+        staged = steps.Rename(upper.stage_fd, temp, upper.stage_fd, place)
+    index.publish(union, inode, staged, folder, names)
     hardlinks.release_names(union, names)
 
 

@@ -281,10 +281,8 @@ def link(union: Union, inode: Inode, parent: Inode, name: bytes) -> os.stat_resu
     check_name(name)
     copy_up(union, inode)
     directory, whiteout = _place(union, parent, name)
-    links = inode.links()
-    if links:
-        old_parent, old = links[0]
-        source = union.updir(old_parent)
+    if inode.parent is not None or inode.indexed is not None:
+        source, old = union.place(inode)
         if source.impure and not directory.impure and upper.prefix is not None:
             if source.first_xattr(old, formats.ORIGIN_NAMES) is not None:
                 upper.mark_impure(directory)

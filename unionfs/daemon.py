@@ -16,7 +16,7 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING, NoReturn, Protocol
 
-from unionfs import __version__, hardlinks, masks
+from unionfs import __version__, index, masks
 from unionfs.errors import UserError
 from unionfs.live import Changes
 from unionfs.ops import Ops
@@ -63,9 +63,11 @@ def open_union(options: MountOptions) -> Union:
             where = os.fsdecode(where)
         raise UserError(f"{where}{error.strerror}") from None
     try:
+        masks.update(union)
         if union.upper is not None:
             _check_volatile(union)
-            hardlinks.complete_journal(union.upper)
+            with union.monitor:
+                index.recover(union, keep=options.union.index)
             union.upper.sweep()
             if options.union.xattr_permissions and union.upper.layer.override is None:
                 union.upper.enable_override()
@@ -75,7 +77,6 @@ def open_union(options: MountOptions) -> Union:
     except BaseException:
         union.close()
         raise
-    masks.update(union)
     return union
 
 

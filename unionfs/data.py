@@ -47,8 +47,9 @@ def data_fd(union: Union, inode: Inode, *, write: bool) -> int:
 
 def _open_upper(union: Union, inode: Inode, write: bool) -> tuple[int, bool]:
     flags = _FLAGS
-    if inode.parent is not None:
-        name, dir_fd = inode.name, union.updir(inode.parent).dirfd()
+    if inode.parent is not None or inode.indexed is not None:
+        directory, name = union.place(inode)
+        dir_fd = directory.dirfd()
     elif inode.orphan is not None:
         assert union.upper is not None
         name, dir_fd = inode.orphan, union.upper.orphan_fd
@@ -163,8 +164,9 @@ def setattr_(union: Union, inode: Inode, change: SetAttr) -> os.stat_result:
 
 def _location(union: Union, inode: Inode) -> tuple[int, bytes]:
     """(directory descriptor, name) in the upper; an empty name means the descriptor itself."""
-    if inode.parent is not None:
-        return union.updir(inode.parent).dirfd(), inode.name
+    if inode.parent is not None or inode.indexed is not None:
+        directory, name = union.place(inode)
+        return directory.dirfd(), name
     if inode is union.root:
         return union.updir(inode).dirfd(), b"."
     if inode.orphan is not None:
@@ -313,10 +315,12 @@ def readlink(union: Union, inode: Inode) -> bytes:
     """readlink(2)."""
     if inode.kind != stat.S_IFLNK:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    if inode.upper and (inode.parent is not None or inode.indexed is not None):
+        directory, name = union.place(inode)
+        return os.readlink(name, dir_fd=directory.dirfd())
     if inode.parent is not None:
-        directory = union.updir(inode.parent) if inode.upper else inode.low
-        assert directory is not None
-        return os.readlink(inode.name, dir_fd=directory.dirfd())
+        assert inode.low is not None
+        return os.readlink(inode.name, dir_fd=inode.low.dirfd())
     if inode.fd >= 0:
         return os.readlink(b"", dir_fd=inode.fd)
     if inode.orphan is not None and union.upper is not None:

@@ -13,6 +13,7 @@ somebody made to be an upper.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -20,12 +21,14 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from unionfs import formats
+from unionfs.index import FILE, read_folder
 from unionfs.layer import Entry, LayerDir
 from unionfs.masks import masks_for
 from unionfs.resolve import Says, resolve
 from unionfs.sys.mountinfo import read_mounts
 from unionfs.types import Options
 from unionfs.union import Union
+from unionfs.upper import OURS
 
 _CHUNK: Final = 1 << 20
 _ORDER: Final = {"D": 0, "A": 1, "M": 2}
@@ -91,20 +94,54 @@ def open_view(upper: bytes, lowers: Sequence[bytes], hidden: Sequence[bytes] = (
     return union
 
 
-def changes(upper: bytes, lowers: Sequence[bytes], hidden: Sequence[bytes] = ()) -> list[Change]:
+def changes(
+    upper: bytes,
+    lowers: Sequence[bytes],
+    hidden: Sequence[bytes] = (),
+    *,
+    work: bytes | None = None,
+) -> list[Change]:
     """All differences, sorted by path; see ``open_view`` for the arguments.
+
+    ``work``: the upper's work directory, which may hold an index (``-o index=on``).
 
     Raises:
         OSError: a directory or file cannot be read; EIO for a metacopy file without data.
     """
-    union = open_view(upper, lowers, hidden)
+    union = open_view(upper, lowers, hidden if work is None else (*hidden, work))
     try:
-        with union.monitor:
-            found = list(_Comparison(union).run())
+        with _indexed(union, work) as indexed, union.monitor:
+            found = list(_Comparison(union, indexed).run())
     finally:
         union.close()
     found.sort(key=lambda change: (change.path, _ORDER[change.status]))
     return found
+
+
+_Indexed = dict[bytes, dict[bytes, tuple[LayerDir, bytes]]]
+
+
+@contextlib.contextmanager
+def _indexed(union: Union, work: bytes | None) -> Iterator[_Indexed]:
+    """Names that the index holds instead of the upper: where their file is, by directory."""
+    indexed: _Indexed = {}
+    fd = -1
+    if work is not None:
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(b"/".join((work, OURS, b"index")), os.O_PATH | os.O_DIRECTORY)
+    layer = union.layers[1]
+    assert layer is not None
+    where = LayerDir(layer, None, b"")
+    where.fd = fd
+    try:
+        for folder in os.listdir(b"/proc/self/fd/%d" % fd) if fd >= 0 else ():
+            for path in read_folder(b"/proc/self/fd/%d/%s" % (fd, folder))[0]:
+                above, _, name = path.rpartition(b"/")
+                indexed.setdefault(above, {})[name] = (where, folder + b"/" + FILE)
+        yield indexed
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def below_of(union: Union) -> list[LayerDir]:
@@ -145,8 +182,9 @@ def _of(status: str, entry: Entry, path: bytes, what: tuple[str, ...] = ()) -> C
 class _Comparison:
     """One walk over the upper of a view."""
 
-    def __init__(self, union: Union) -> None:
+    def __init__(self, union: Union, indexed: _Indexed) -> None:
         self.union = union
+        self.indexed = indexed
         self.pending: list[_Pair] = []
         self._compared: dict[tuple[int, int, int], bool] = {}
 
@@ -167,10 +205,9 @@ class _Comparison:
                 finally:
                     self.union.fds.trim()
 
-    @staticmethod
-    def _names(pair: _Pair) -> list[bytes]:
+    def _names(self, pair: _Pair) -> list[bytes]:
         listed = pair.now[:1] if pair.tied else [*pair.now, *pair.before]
-        names: dict[bytes, None] = {}
+        names: dict[bytes, None] = dict.fromkeys(self.indexed.get(pair.path, ()))
         for directory in listed:
             try:
                 names.update((scanned.name, None) for scanned in directory.scan())
@@ -183,7 +220,7 @@ class _Comparison:
         before = resolve(self.union.says(pair.before, name))
         if not pair.tied:
             return resolve(self.union.says(pair.now, name)), before
-        top = pair.now[0].probe(name)
+        top = pair.now[0].probe(name) or self._from_index(pair.path, name)
         if top is None or top.says is Says.WHITEOUT:
             return [], before if top is not None else []
         if top.says is not Says.DIR:
@@ -192,6 +229,13 @@ class _Comparison:
         if top.sub.redirect is not None:
             return resolve(self.union.says(pair.now, name)), before
         return [top, *(entry for entry in before if entry.sub is not None)], before
+
+    def _from_index(self, path: bytes, name: bytes) -> Entry | None:
+        where = self.indexed.get(path, {}).get(name)
+        if where is None:
+            return None
+        directory, file = where
+        return Entry(Says.FILE, directory, file, directory.stat(file), None)
 
     def _compare(self, pair: _Pair, name: bytes, path: bytes) -> Iterator[Change]:
         now, before = self._sides(pair, name)

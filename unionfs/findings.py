@@ -29,8 +29,12 @@ KINDS: Final = {
     # in the work directory
     "stage-leftover": Kind("left in the work directory by a crash"),
     "orphan": Kind("an unlinked file that a crash left behind"),
-    "journal": Kind("a copy-up of several names was interrupted"),
-    "journal-malformed": Kind("a journal entry that cannot be read"),
+    "index": Kind(
+        "a file whose other names only this union shows (--portable writes them)",
+        repairable=False,
+        note=True,
+    ),
+    "index-malformed": Kind("an entry of the index that cannot be understood"),
     "record-stale": Kind("an identity record of a file that is gone"),
     "record-malformed": Kind("an identity record that cannot be read"),
     "volatile": Kind(

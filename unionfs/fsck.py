@@ -24,7 +24,7 @@ from unionfs.findings import ORIGIN_FORM, Finding
 from unionfs.fsck_portable import Rewrite, make_portable
 from unionfs.fsck_repair import repair_upper, repair_work
 from unionfs.fsck_tree import Tree
-from unionfs.hardlinks import read_journal
+from unionfs.index import read_folder, recover
 from unionfs.sys.mountinfo import read_mounts
 from unionfs.types import Options
 from unionfs.union import Union
@@ -76,14 +76,17 @@ def fsck(
             repair_work(work, wanted)
     rewritten: list[Rewrite] = []
     if repair and work is not None:
-        if any(not finding.in_work or finding.kind == "journal" for finding in wanted):
+        if any(not finding.in_work or finding.kind == "index-malformed" for finding in wanted):
             with _writable(upper, work, lowers) as union:
                 assert union.upper is not None
+                if any(finding.kind == "index-malformed" for finding in wanted):
+                    recover(union, keep=False)
                 repair_upper(union.upper, wanted)
         if wanted:
             remaining = _check_again(upper, work, lowers)
         if portable and all(finding.is_note for finding in remaining):
             with _writable(upper, work, lowers) as union:
+                recover(union, keep=False)
                 rewritten = make_portable(union)
             remaining = _check_again(upper, work, lowers)
     return Report(found, remaining, rewritten)
@@ -209,20 +212,14 @@ def _check_work(guard: Guard) -> tuple[list[Finding], dict[int, tuple[int, bytes
             found.append(Finding("work-stranger", name, in_work=True))
     if os.path.lexists(guard.work + b"/" + VOLATILE):
         found.append(Finding("volatile", VOLATILE, in_work=True))
-    journals = set()
-    for name in guard.names(b"journal"):
-        place = OURS + b"/journal/" + name
-        paths = read_journal(guard.path(b"journal", name))
-        if paths is None:
-            found.append(Finding("journal-malformed", place, in_work=True))
-        else:
-            journals.add(name)
-            detail = ", ".join(repr(os.fsdecode(path)) for path in paths)
-            found.append(Finding("journal", place, detail, in_work=True))
+    for name in guard.names(b"index"):
+        names, well = read_folder(guard.path(b"index", name))
+        detail = ", ".join(repr(os.fsdecode(path)) for path in names)
+        place = OURS + b"/index/" + name
+        found.append(Finding("index" if well else "index-malformed", place, detail, in_work=True))
     for part, kind in ((b"stage", "stage-leftover"), (b"orphans", "orphan")):
         for name in guard.names(part):
-            if part != b"stage" or name not in journals:
-                found.append(Finding(kind, b"/".join((OURS, part, name)), in_work=True))
+            found.append(Finding(kind, b"/".join((OURS, part, name)), in_work=True))
     for name in guard.names(b"records"):
         record = _read_record(guard.path(b"records", name))
         if record is None or not name.isdigit():

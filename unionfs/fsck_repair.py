@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 
-from unionfs import formats, hardlinks, steps
+from unionfs import formats, steps
 from unionfs.copyup import kept_times, override_value
 from unionfs.findings import Finding, is_valid_override, read_marks, values_of
 from unionfs.layer import Layer, LayerDir
@@ -22,7 +22,6 @@ _WORK_KINDS = frozenset(
     {
         "stage-leftover",
         "orphan",
-        "journal-malformed",
         "record-stale",
         "record-malformed",
         "volatile",
@@ -48,12 +47,11 @@ def repair_work(work: bytes, findings: Sequence[Finding]) -> None:
 
 
 def repair_upper(upper: Upper, findings: Sequence[Finding]) -> None:
-    """Complete the journal and put the upper in order.
+    """Put the upper in order.
 
     Raises:
         OSError: a step failed; what was done before it stays done.
     """
-    hardlinks.complete_journal(upper)
     upper.sweep()
     for finding in findings:
         act = _REPAIRS.get(finding.kind)

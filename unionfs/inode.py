@@ -12,6 +12,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from unionfs.index import Indexed
     from unionfs.layer import LayerDir
     from unionfs.listing import Listing
 
@@ -37,6 +38,7 @@ class Inode:
         path_only: ``fd`` is O_PATH: it keeps the file, but data needs a reopening.
         users: threads using ``fd`` outside the monitor.
         pinned: ``fd`` must stay until the kernel forgets the inode.
+        indexed: some of its names are not in the upper yet; it is reached by the index.
         orphan: name in work's orphan directory that keeps an unlinked file.
         busy: a thread is copying it up.
         listing: cached merged listing of a directory.
@@ -48,6 +50,7 @@ class Inode:
         "data",
         "dirs",
         "fd",
+        "indexed",
         "ino",
         "kind",
         "listing",
@@ -83,6 +86,7 @@ class Inode:
         self.users = 0
         self.path_only = False
         self.pinned = False
+        self.indexed: Indexed | None = None
         self.orphan: bytes | None = None
         self.busy = False
         self.listing: Listing | None = None

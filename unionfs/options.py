@@ -22,7 +22,7 @@ _IGNORED = frozenset(
         "rw", "async", "auto", "noauto", "user", "nouser", "users", "defaults", "_netdev",
         "default_permissions", "private", "max_write", "threaded", "xino", "ino32_t", "fast_ino",
         "plugins", "context", "relatime", "norelatime", "diratime", "nodiratime", "nofail",
-        "userxattr", "metacopy", "index", "nfs_export", "uuid", "intr", "x-systemd.automount",
+        "userxattr", "metacopy", "nfs_export", "uuid", "intr", "x-systemd.automount",
     }
 )  # fmt: skip
 
@@ -201,6 +201,10 @@ def _apply(options: MountOptions, word: str, value: str) -> MountOptions | None:
                 raise UserError(f"redirect_dir={value}: expected copy or on")
             mode = "on" if value == "on" else "copy"
             return replace(options, union=replace(union, redirect_dir=mode))
+        case "index":
+            if value not in ("on", "off"):
+                raise UserError(f"index={value}: expected on or off")
+            return replace(options, union=replace(union, index=value == "on"))
         case "copyup":
             if value not in ("open", "write"):
                 raise UserError(f"copyup={value}: expected open or write")

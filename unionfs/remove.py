@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 
-from unionfs import steps
+from unionfs import index, steps
 from unionfs.copyup import copy_up, ensure_dir
 from unionfs.inode import Inode
 from unionfs.layer import Entry, LayerDir
@@ -41,7 +41,9 @@ def settle(union: Union, parent: Inode, name: bytes) -> tuple[list[Entry], Inode
         top = found[0]
         if top.sub is None and not top.dir.layer.is_upper and top.st.st_nlink > 1:
             # The count of its other names must fall: only a file of the upper has its own count.
-            copy_up(union, union.inode_for(parent, name, found))
+            copy_up(union, union.inode_for(parent, name, found), by=(parent, name))
+            continue
+        if index.settle(union, found, parent, name):
             continue
         return found, inode
 
@@ -56,7 +58,7 @@ def keep_reachable(
     """
     if inode.pinned or inode.orphan is not None or not inode.upper:
         return None
-    if movable and union.fds.pins >= union.fds.max_pins:
+    if movable and inode.indexed is None and union.fds.pins >= union.fds.max_pins:
         assert union.upper is not None
         return union.upper.temp_name()
     if inode.fd < 0:

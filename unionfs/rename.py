@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 
-from unionfs import formats, steps
+from unionfs import formats, index, steps
 from unionfs.copyup import copy_up, ensure_dir, kept_times
 from unionfs.create import check_name, has_whiteout
 from unionfs.inode import Inode
@@ -72,7 +72,11 @@ def _movable(union: Union, inode: Inode) -> bool:
         return inode.data is None  # metacopy data is found by the name
     if len(inode.dirs) == 1:
         return True
-    return union.options.redirect_dir == "on" and inode.dirs[0].redirect is not None
+    return (
+        not union.index
+        and union.options.redirect_dir == "on"
+        and inode.dirs[0].redirect is not None
+    )
 
 
 def _make_movable(union: Union, inode: Inode) -> None:
@@ -84,6 +88,7 @@ def _make_movable(union: Union, inode: Inode) -> None:
             return
         redirect = _path_below(inode)
         if len(redirect) <= formats.REDIRECT_MAX:
+            index.complete(union)  # their paths hold no longer
             upper.expect_redirects()
             upper.run(
                 steps.SetXattr(directory.proc_path(b""), upper.prefix + formats.REDIRECT, redirect)
@@ -137,6 +142,8 @@ def make_pure(union: Union, top: Inode) -> None:
                 if not found:
                     continue
                 top_entry = found[0]
+                if index.settle(union, found, inode, name):
+                    continue
                 if (
                     top_entry.sub is None
                     and top_entry.dir.layer.is_upper
@@ -145,7 +152,7 @@ def make_pure(union: Union, top: Inode) -> None:
                     continue
                 child = union.inode_for(inode, name, found)
                 if not child.is_dir:
-                    copy_up(union, child)
+                    copy_up(union, child, by=(inode, name))
                 elif child.dirs is not None and (len(child.dirs) > 1 or not child.upper):
                     child.children += 1
                     order.append(child)

@@ -90,7 +90,8 @@ class IdMap:
 class Options:
     """Everything a union is told at mount, resolved to absolute paths.
 
-    ``redirect_dir`` is ``copy`` or ``on``. ``copyup_at_open``: opening for writing copies up, as
+    ``redirect_dir`` is ``copy`` or ``on``. ``index``: a copy of a file with several names gets
+    only those in the upper that are changed. ``copyup_at_open``: opening for writing copies up, as
     overlayfs does, at the price of a message for every open.
     ``timeout`` is seconds until names and attributes are checked again (None: never).
     ``xattr_permissions`` 2 keeps owners and modes in ``user.containers.override_stat``.
@@ -101,6 +102,7 @@ class Options:
     work: bytes | None = None
     mountpoint: bytes | None = None
     redirect_dir: str = "copy"
+    index: bool = False
     copyup_at_open: bool = False
     volatile: bool = False
     timeout: float | None = None

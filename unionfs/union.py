@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from unionfs import formats
 from unionfs.fds import Descriptors, raise_open_files_limit
+from unionfs.index import Indexed, shown
 from unionfs.inode import ROOT_INO, Inode, InodeTable
 from unionfs.layer import Entry, Layer, LayerDir, edit_stat, hash_ino, override_stat
 from unionfs.listing import Listing
@@ -41,6 +42,7 @@ class Union:
         table: inodes that the kernel knows.
         root: inode 1.
         listed_names: names in cached listings.
+        index: files whose names are not all in the upper yet, by (layer, st_ino).
     """
 
     def __init__(self, options: Options) -> None:
@@ -58,6 +60,7 @@ class Union:
         self.seen_redirect = False
         self._hops = 0
         self.watcher: Watcher | None = None
+        self.index: dict[tuple[int, int], Indexed] = {}
         self.link_scans: dict[int, dict[int, list[bytes]]] = {}
         try:
             self._open_layers()
@@ -137,6 +140,13 @@ class Union:
         """The upper directory of a directory that has one."""
         assert inode.dirs is not None and inode.upper
         return inode.dirs[0]
+
+    def place(self, inode: Inode) -> tuple[LayerDir, bytes]:
+        """Where in the upper a file is reached that has a name there, or is in the index."""
+        if inode.indexed is not None:
+            return self.need_upper().index_dir, inode.indexed.name
+        assert inode.parent is not None
+        return self.updir(inode.parent), inode.name
 
     @staticmethod
     def lowers_of(inode: Inode) -> list[LayerDir]:
@@ -266,8 +276,11 @@ class Union:
         elif name.startswith(formats.WH_PREFIX):
             return []
         found = resolve(self.says(dirs, name))
-        if not found and listing is not None:
-            self.forget_listing(parent)  # a lower changed below us
+        if not found:
+            if listing is not None:
+                self.forget_listing(parent)  # a lower changed below us
+        elif self.index:
+            return shown(self, found)
         return found
 
     def find_listed(self, parent: Inode, listing: Listing, name: bytes) -> list[Entry]:
@@ -284,7 +297,8 @@ class Union:
                 except FileNotFoundError:
                     return self.find(parent, name)
                 if st.st_mode & 0o170000 == kind:
-                    return [Entry(Says.FILE, directory, name, st, None)]
+                    found = [Entry(Says.FILE, directory, name, st, None)]
+                    return shown(self, found) if self.index else found
         return self.find(parent, name)
 
     def below(self, parent: Inode, name: bytes) -> list[Entry]:
@@ -316,6 +330,8 @@ class Union:
             else:
                 if not inode.upper:
                     inode.low = top.dir
+                elif self.index:
+                    self._find_indexed(inode, st)
                 if kind == stat.S_IFREG and self.may_be_metacopy(top):
                     self._find_metacopy(inode, parent, top)
             self.table[ino] = inode
@@ -370,6 +386,12 @@ class Union:
         if st.st_size == 0:
             return False
         return st.st_blocks == 0 or top.dir.impure or st.st_blocks * 512 < st.st_size
+
+    def _find_indexed(self, inode: Inode, st: os.stat_result) -> None:
+        """A file of the upper that comes to be known again may be in the index."""
+        inode.indexed = self.index.get((0, st.st_ino))
+        if inode.indexed is not None:
+            inode.indexed.ino = inode.ino
 
     def _find_metacopy(self, inode: Inode, parent: Inode, top: Entry) -> None:
         assert parent.dirs is not None
@@ -455,15 +477,13 @@ class Union:
             if inode.parent is None and inode is not self.root:
                 return self._stat_detached(inode)
             return inode.dirs[0].stat_self()
-        parent = inode.parent
-        if parent is None:
+        if inode.parent is None and inode.indexed is None:
             return self._stat_detached(inode)
         if inode.upper:
-            assert parent.dirs is not None
-            directory = parent.dirs[0]
+            directory, name = self.place(inode)
             if inode.fd >= 0 and inode.data is None and directory.layer.override is None:
                 return os.fstat(inode.fd)
-            return directory.stat(inode.name)
+            return directory.stat(name)
         assert inode.low is not None
         return inode.low.stat_shown(inode.name)
 
@@ -509,6 +529,8 @@ class Union:
                 rdev = encode_rdev(st.st_rdev)
             if inode.orphan is not None and inode.parent is not None:
                 nlink -= 1  # another name has turned up; the one in orphans/ is none of the union's
+            if inode.indexed is not None:
+                nlink += len(inode.indexed.names) - 1  # that in the index is none either
         options = self.options
         if options.uid_map.ranges:
             uid = options.uid_map.to_view(uid)

@@ -5,7 +5,7 @@ WORK/pyunion/ holds all that is ours::
     lock        flock'd while mounted
     stage/      things being made; swept at mount
     orphans/    unlinked but possibly open files; swept at mount
-    journal/    multi-name copy-ups under way; completed at mount
+    index/      files with names that the upper does not hold yet (``index``)
     whiteout    the whiteout that all others are links of
     redirects   is there if the upper may hold redirects
     records/    identity of files that cannot carry an xattr: a symlink
@@ -62,6 +62,7 @@ class Upper:
     Attributes:
         prefix: the xattr family we write (``trusted.overlay.`` or ``user.overlay.``), or
             None where the filesystem has no usable xattrs.
+        index_dir: index/ as a directory of the layer.
         whiteout_style: ``chardev``, ``xattr`` or ``dotwh``.
     """
 
@@ -128,7 +129,11 @@ class Upper:
             self._subs: list[int] = []
             self.stage_fd = self._sub(b"stage")
             self.orphan_fd = self._sub(b"orphans")
-            self.journal_fd = self._sub(b"journal")
+            self.index_fd = self._sub(b"index")
+            self.index_dir = LayerDir(self.layer, None, b"")
+            self.index_dir.fd = self.index_fd
+            self.index_dir.impure = True
+            self.index_dir.whs = frozenset()
             self.record_fd = self._sub(b"records")
         except BaseException:
             os.close(self.work_fd)
@@ -150,7 +155,7 @@ class Upper:
         return fd
 
     def sweep(self) -> None:
-        """Remove what a crash left in stage/ and orphans/. Call after the journal is done."""
+        """Remove what a crash left in stage/ and orphans/."""
         for fd in (self.stage_fd, self.orphan_fd):
             for name in os.listdir(fd):
                 remove_tree(fd, os.fsencode(name))

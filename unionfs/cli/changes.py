@@ -96,15 +96,17 @@ def _lowers(text: str | None, upper: bytes) -> list[bytes]:
 # -- diff ------------------------------------------------------------------------------
 
 
-def diff(path: str, lower: str | None, *, as_json: bool) -> int:
+def diff(path: str, lower: str | None, work: str | None, *, as_json: bool) -> int:
     """Print what an upper, or that of a mounted union, changes; exit code 0."""
     place = _directory(path, "directory")
     with _errors_for_people():
         mounted = any(mount.mount_point == place for mount in read_mounts())
         stats = read_stats(place) if mounted else None
         if stats is not None:
-            if lower is not None:
-                raise UserError(f"{path} is a mounted union: its lowers are known", "omit --lower")
+            if lower is not None or work is not None:
+                raise UserError(
+                    f"{path} is a mounted union: its layers are known", "omit --lower and --work"
+                )
             found = _changes_of_mount(place, stats)
         elif lower is None:
             raise UserError(
@@ -112,7 +114,8 @@ def diff(path: str, lower: str | None, *, as_json: bool) -> int:
                 "for an upper give the lowers: pyunion diff UPPER --lower LOWER[:LOWER...]",
             )
         else:
-            found = changes(place, _lowers(lower, place))
+            where = _work_directory(place, work, create=False)
+            found = changes(place, _lowers(lower, place), work=where)
     rows = [_change_row(change) for change in found]
     _print(_json_lines(rows) if as_json else map(_change_line, found))
     return 0
@@ -129,7 +132,8 @@ def _changes_of_mount(mountpoint: bytes, stats: dict[str, Any]) -> list[Change]:
         finally:
             os.close(fd)
     lowers = [os.fsencode(lower) for lower in stats["lower"]]
-    return changes(os.fsencode(stats["upper"]), lowers, [os.fsencode(stats["work"]), mountpoint])
+    work = os.fsencode(stats["work"])
+    return changes(os.fsencode(stats["upper"]), lowers, [mountpoint], work=work)
 
 
 def _change_row(change: Change) -> dict[str, Any]:

@@ -22,6 +22,7 @@ MOUNT_WORDS: Final = {
     "volatile": "no fsync; guarded against reuse",
     "fsync=": "0 is volatile",
     "redirect_dir=": "copy or on: how directories are renamed",
+    "index=": "on: of several names, only those that change go up",
     "copyup=": "write or open: when a file opened for writing is copied up",
     "timeout=": "seconds until names are checked again",
     "writeback=": "1: let the kernel gather writes",

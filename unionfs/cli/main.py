@@ -70,6 +70,7 @@ def _changes_parsers(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     diff.add_argument("place", metavar="MNT|UPPER")
     diff.add_argument("--lower", metavar="LOWER[:LOWER...]", help="the lowers of an UPPER")
+    diff.add_argument("--work", metavar="DIR", help="of an UPPER; default: UPPER.work, if there")
     diff.add_argument("--json", action="store_true", help="print JSON")
     fsck = commands.add_parser(
         "fsck",
@@ -200,8 +201,9 @@ def _run_helper(arguments: Sequence[str]) -> int:
     parsed = helper_parser().parse_intermixed_args(arguments)
     if "remount" in mount_options.parse_words(parsed.words)[0]:
         raise UserError("a union cannot be remounted", "unmount it and mount it again")
-    # What is mounted by mount(8) stands in for overlayfs: what it refuses, it refuses at open.
-    words = ["copyup=open", *parsed.words]
+    # What is mounted by mount(8) stands in for overlayfs, also in what it refuses at open(2)
+    # and in what it leaves out of the upper.
+    words = ["copyup=open,index=on", *parsed.words]
     options = mount_options.build(
         words, lowers=[], upper=None, work=None, mountpoint=parsed.mountpoint
     )
@@ -291,7 +293,7 @@ def run(arguments: Sequence[str]) -> int:
         case "diff":
             from unionfs.cli.changes import diff
 
-            return diff(parsed.place, parsed.lower, as_json=parsed.json)
+            return diff(parsed.place, parsed.lower, parsed.work, as_json=parsed.json)
         case "fsck":
             from unionfs.cli.changes import check
 

@@ -145,6 +145,23 @@ def syncfs(fd: int) -> None:
         raise _failed()
 
 
+def open_deep(top: int, path: bytes) -> int:
+    """An O_PATH descriptor of a directory beneath ``top`` at a path of any length.
+
+    Through no symlink and no mount point. Raises: OSError.
+    """
+    fd = os.dup(top)
+    try:
+        for part in path.split(b"/") if path else ():
+            below = open_beneath(fd, part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+            os.close(fd)
+            fd = below
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def utimensat(
     dir_fd: int, name: bytes, atime: tuple[int, int], mtime: tuple[int, int], *, empty: bool = False
 ) -> None:
