@@ -8,6 +8,11 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options; ``pyunion`` and ``python -m bench`` share them."""
     parser.add_argument("--quick", action="store_true", help="the main rows, under three minutes")
+    parser.add_argument(
+        "--size",
+        choices=("tiny", "quick", "full"),
+        help="how much work a row does; tiny is a trial, its figures say nothing",
+    )
     parser.add_argument("--only", metavar="ROW,...", help="only these rows or workloads (patterns)")
     parser.add_argument("--rounds", metavar="N", type=int, help="how often each is measured")
     parser.add_argument("--peers", metavar="NAME,...", help="only these peers (patterns)")
@@ -35,5 +40,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         help="compare two earlier runs; exit code 1 if the newer is slower beyond noise",
     )
-    # For the tests: everything, very small.
-    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)

@@ -69,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     from unionfs.sys import calls
 
     root = os.geteuid() == 0 and calls.in_initial_user_namespace() and not arguments.userns
-    quick = arguments.quick or arguments.tiny
+    profile = arguments.size or ("quick" if arguments.quick else "full")
+    quick = profile != "full"
     found = peers.find(root=root, full=not quick or bool(arguments.peers) or arguments.list)
     found.peers.extend(map(peers.parse, arguments.peer))
     chosen = _choose_peers(found.peers, arguments.peers)
@@ -80,7 +81,6 @@ def run(arguments: argparse.Namespace) -> int:
     rounds = arguments.rounds
     if rounds is not None and rounds < 1:
         raise UserError("--rounds must be 1 or more")
-    profile = "tiny" if arguments.tiny else "quick" if arguments.quick else "full"
     sizes = workload.PROFILES[profile]
     check_namespaces(user=not root)
     plan = Plan(
@@ -167,7 +167,11 @@ def _measure(arguments: argparse.Namespace, plan: Plan, missing: list[str], prof
     from bench.run import Run, remove_tree
     from bench.workload import rows_of
 
-    output = _make_output(arguments.output)
+    try:
+        output = _make_output(arguments.output)
+    except UserError:
+        remove_tree(plan.place)
+        raise
     known = {
         **facts.collect(str(plan.place)),
         "profile": profile,

@@ -95,9 +95,10 @@ def _version(program: str, flag: str = "--version") -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     said = (done.stdout + done.stderr).splitlines()
-    base = os.path.basename(program)
+    # libfuse's programs print the versions of its parts too; "fuse-overlayfs-1.x" is one of them.
+    name = re.match(r"[a-z]*(-[a-z]+)*", os.path.basename(program))
     lines = [line.strip() for line in said if re.search(r"\d+\.\d+", line)]
-    own = [line for line in lines if base.split("-1")[0].split("-2")[0] in line]
+    own = [line for line in lines if name is not None and name[0] in line]
     return (own or lines or [""])[0]
 
 
