@@ -33,10 +33,7 @@ _ERRORS = ("Damaged", "NotFound", "Refused", "StoreError")
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'cowstore' has no attribute {name!r}")
-    if name == "Store":
-        from cowstore import store as module
-    elif name in _ERRORS:
-        from cowstore import errors as module  # type: ignore[no-redef]
-    else:
-        from cowstore import types as module  # type: ignore[no-redef]
-    return getattr(module, name)
+    from importlib import import_module
+
+    module = "store" if name == "Store" else "errors" if name in _ERRORS else "types"
+    return getattr(import_module(f"cowstore.{module}"), name)

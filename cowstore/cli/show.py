@@ -1,0 +1,180 @@
+"""images, layers, inspect, history, tree, df, diff: what only looks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from cowstore.cli.main import open_store, wants_json
+from cowstore.cli.output import age, dump, size, table
+from cowstore.types import Image
+
+
+def _nothing(parser: argparse.ArgumentParser) -> None:
+    """No arguments."""
+
+
+def _one(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME")
+
+
+def _image_json(image: Image) -> dict[str, Any]:
+    return {
+        "id": image.id,
+        "config_digest": image.config_digest,
+        "media_type": image.media_type,
+        "names": image.names,
+        "layers": image.layers,
+        "size": image.size,
+        "created_at": image.created_at,
+    }
+
+
+def _images(arguments: argparse.Namespace) -> int:
+    with open_store(arguments) as store:
+        images = store.images()
+    if wants_json(arguments):
+        dump([_image_json(image) for image in images])
+        return 0
+    rows = [
+        (name, image.short_id, str(len(image.layers)), size(image.size), age(image.created_at))
+        for image in images
+        for name in image.names or ("<none>",)
+    ]
+    table(("NAME", "ID", "LAYERS", "SIZE", "HERE SINCE"), rows)
+    return 0
+
+
+def _layers(arguments: argparse.Namespace) -> int:
+    with open_store(arguments) as store:
+        layers = store.layer_list()
+        users = {layer.diff_id: 0 for layer in layers}
+        for image in store.images():
+            for diff_id in set(image.layers):
+                users[diff_id] = users.get(diff_id, 0) + 1
+    if wants_json(arguments):
+        dump([{**asdict(layer), "images": users[layer.diff_id]} for layer in layers])
+        return 0
+    rows = [
+        (layer.diff_id[7:19], str(layer.entries), size(layer.content), str(users[layer.diff_id]))
+        for layer in layers
+    ]
+    table(("LAYER", "FILES", "CONTENT", "IMAGES"), rows)
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from cowstore.report import inspect
+
+    with open_store(arguments) as store:
+        dump(inspect(store, arguments.name))
+    return 0
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    from cowstore.report import history
+
+    with open_store(arguments) as store:
+        lines = history(store, store.resolve(arguments.name))
+    if wants_json(arguments):
+        dump(lines)
+        return 0
+    rows = [
+        (
+            line["layer"][7:19] if line["layer"] else "-",
+            size(line["content"]) if line["layer"] else "-",
+            str(line.get("created", ""))[:19],
+            str(line.get("created_by") or line.get("comment") or "")[:100].replace("\n", " "),
+        )
+        for line in lines
+    ]
+    table(("LAYER", "CONTENT", "CREATED", "BY"), rows)
+    return 0
+
+
+def _tree(arguments: argparse.Namespace) -> int:
+    from cowstore.report import tree
+
+    with open_store(arguments) as store:
+        found = tree(store)
+    if wants_json(arguments):
+        dump(found)
+        return 0
+
+    def show(nodes: list[dict[str, Any]], indent: str) -> None:
+        for number, node in enumerate(nodes):
+            last = number == len(nodes) - 1
+            names = f"  {', '.join(node['images'])}" if node["images"] else ""
+            sys.stdout.write(
+                f"{indent}{'`-' if last else '|-'} {node['layer'][7:19]}"
+                f" {size(node['content'])}{names}\n"
+            )
+            show(node["above"], indent + ("   " if last else "|  "))
+
+    show(found, "")
+    return 0
+
+
+def _df(arguments: argparse.Namespace) -> int:
+    from cowstore.report import usage
+
+    with open_store(arguments) as store:
+        found = usage(store)
+    if wants_json(arguments):
+        dump(found)
+        return 0
+    rows = [
+        (image["name"], size(image["content"]), size(image["shared"]), size(image["unique"]))
+        for image in found["images"]
+    ]
+    table(("IMAGE", "CONTENT", "SHARED", "UNIQUE"), rows)
+    sys.stdout.write("\n")
+    table(
+        ("ON DISK", "FILES", "SIZE"),
+        [(kind, str(n["files"]), size(n["bytes"])) for kind, n in found["disk"].items()],
+    )
+    return 0
+
+
+def _diff_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("one", metavar="A")
+    parser.add_argument("two", metavar="B")
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from cowstore.report import diff
+
+    with open_store(arguments) as store:
+        changes = diff(store, arguments.one, arguments.two)
+    if wants_json(arguments):
+        dump(changes)
+        return 0
+    for change in changes:
+        what = ",".join(change["what"])
+        line = f"{change['kind']} {change['type']} {change['path']}" + (
+            f" ({what})" if what else ""
+        )
+        sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
+    return 0
+
+
+PARSERS = {
+    "images": _nothing,
+    "layers": _nothing,
+    "inspect": _one,
+    "history": _one,
+    "tree": _nothing,
+    "df": _nothing,
+    "diff": _diff_parser,
+}
+RUN = {
+    "images": _images,
+    "layers": _layers,
+    "inspect": _inspect,
+    "history": _history,
+    "tree": _tree,
+    "df": _df,
+    "diff": _diff,
+}

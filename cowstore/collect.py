@@ -1,0 +1,348 @@
+"""Removing images, and what nothing refers to any more.
+
+Mark: images, snapshots and leases keep layers and blobs; layers keep objects. Rows go first, in
+one transaction; files after it. An object is left if its time is not older than the oldest living
+session: that session wrote it, or found it and touched it. What goes is renamed into ``trash/`` and
+looked at once more there before it is unlinked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cowstore import digest as digests
+from cowstore.errors import Damaged, NotFound, StoreError
+from cowstore.layout import remove_tree
+from cowstore.locks import JOURNAL, Lock, Session
+from cowstore.manifest import Manifest
+from cowstore.objects import all_names
+from unionfs.sys import calls
+
+if TYPE_CHECKING:
+    from cowstore.store import Store
+
+#: Leases that keep the finished layers of an interrupted pull belong to this "session".
+RESUME = "resume"
+
+
+@dataclass(slots=True)
+class Freed:
+    """What a collection removed."""
+
+    layers: int = 0
+    objects: int = 0
+    blobs: int = 0
+    others: int = 0
+    bytes: int = 0
+
+
+# -- sessions ----------------------------------------------------------------------------
+
+
+def _used(store: Store, path: str, name: str) -> bool:
+    """Whether a session may have left anything outside of its own directory."""
+    if os.path.exists(os.path.join(path, JOURNAL)):
+        return True
+    return store.database.row("SELECT 1 FROM leases WHERE session=?", name) is not None
+
+
+def bury_session(store: Store, name: str) -> None:
+    """Sweep what a dead session left; the caller holds its lock."""
+    path = store.layout.path("tmp", name)
+    used = _used(store, path, name)
+    _end_leases(store, name, resumable=os.path.exists(os.path.join(path, RESUME)))
+    if used:
+        collect(store)
+    remove_tree(path)
+
+
+def undo_session(store: Store, session: Session) -> None:
+    """A session failed: as if it had never been, but for what a pull can go on with."""
+    used = _used(store, session.path, session.name)
+    _end_leases(store, session.name, resumable=os.path.exists(session.place(RESUME)))
+    if used:
+        with contextlib.suppress(OSError):
+            os.unlink(session.place(JOURNAL))
+        collect(store, ending=session.name)
+
+
+def _end_leases(store: Store, name: str, *, resumable: bool) -> None:
+    if not store.database.row("SELECT 1 FROM leases WHERE session=?", name):
+        return
+    with store.database.write() as db:
+        if resumable:
+            db.execute("UPDATE OR IGNORE leases SET session=? WHERE session=?", (RESUME, name))
+        db.execute("DELETE FROM leases WHERE session=?", (name,))
+
+
+def _living(store: Store, ending: str) -> Iterator[tuple[str, int]]:
+    """(name, start in ns) of sessions whose process lives."""
+    for name in os.listdir(store.layout.path("tmp")):
+        path = store.layout.path("tmp", name, "lock")
+        if name == ending or not os.path.exists(path):
+            continue
+        lock = Lock.acquire(path, wait=False)
+        if lock is None:
+            with contextlib.suppress(FileNotFoundError):
+                yield name, os.stat(path).st_mtime_ns
+        else:
+            lock.release()
+
+
+# -- the collection ----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Marked:
+    layers: set[str]
+    blobs: set[str]
+    chains: set[str]
+    oldest: int
+
+
+def collect(store: Store, *, resumable: bool = True, ending: str = "") -> Freed:
+    """Remove what nothing refers to.
+
+    Args:
+        resumable: keep layers of interrupted pulls, so that they can go on.
+        ending: a session that lives, but has given up what it made.
+    """
+    freed = Freed()
+    started = time.time_ns()
+    with store.database.write() as db:
+        living = dict(_living(store, ending))
+        marked = _mark(db, living, resumable)
+        marked.oldest = min([started, *living.values()])
+        for (diff_id,) in db.execute("SELECT diff_id FROM layers").fetchall():
+            if diff_id not in marked.layers:
+                db.execute("DELETE FROM layers WHERE diff_id=?", (diff_id,))
+                freed.layers += 1
+        for (digest,) in db.execute("SELECT digest FROM blobs").fetchall():
+            if digest not in marked.blobs:
+                db.execute("DELETE FROM blobs WHERE digest=?", (digest,))
+        db.execute("DELETE FROM cache WHERE image NOT IN (SELECT id FROM images)")
+        _bury_snapshots(store, db)
+    _sweep_layers(store)
+    _sweep_caches(store, marked, freed)
+    _sweep_blobs(store, marked, freed)
+    _sweep_objects(store, marked, freed)
+    _empty_trash(store)
+    return freed
+
+
+def _mark(db: sqlite3.Connection, living: dict[str, int], resumable: bool) -> _Marked:
+    for (session,) in db.execute("SELECT DISTINCT session FROM leases").fetchall():
+        if session not in living and not (session == RESUME and resumable):
+            db.execute("DELETE FROM leases WHERE session=?", (session,))
+    layers: set[str] = set()
+    blobs: set[str] = set()
+    chains: set[str] = set()
+    for listed, kept in db.execute("SELECT layers, blobs FROM images").fetchall():
+        chain = json.loads(listed)
+        layers.update(chain)
+        blobs.update(json.loads(kept))
+        chains.update(digests.chain_ids(chain)[-1:])
+    for (listed,) in db.execute("SELECT layers FROM snapshots").fetchall():
+        chain = json.loads(listed)
+        layers.update(chain)
+        chains.update(digests.chain_ids(chain)[-1:])
+    for kind, ref in db.execute("SELECT kind, ref FROM leases").fetchall():
+        if kind == "layer":
+            layers.add(ref)
+            for (digest,) in db.execute("SELECT digest FROM blobs WHERE diff_id=?", (ref,)):
+                blobs.add(digest)
+        elif kind == "blob":
+            blobs.add(ref)
+    for (index,) in db.execute("SELECT index_digest FROM names").fetchall():
+        if index is not None:
+            blobs.add(index)
+    return _Marked(layers, blobs, chains, 0)
+
+
+def _bury_snapshots(store: Store, db: sqlite3.Connection) -> None:
+    """Directories without a row: their creation or removal was cut off (both hold this lock)."""
+    rows = {name for (name,) in db.execute("SELECT id FROM snapshots").fetchall()}
+    bases: set[str] = set()
+    for (listed,) in db.execute("SELECT bases FROM snapshots").fetchall():
+        bases.update(json.loads(listed))
+    for name in os.listdir(store.layout.path("snapshots")):
+        if name not in rows and name not in bases:
+            to_trash(store, store.layout.snapshot(name))
+
+
+def _sweep_layers(store: Store) -> None:
+    for name in os.listdir(store.layout.path("layers")):
+        diff_id = f"sha256:{name}"
+        if store.database.has_layer(diff_id):
+            continue
+        # Whoever holds the lock is just bringing this layer in.
+        lock = Lock.acquire(store.layout.path("locks", f"layer-{name}"), wait=False)
+        if lock is not None:
+            if not store.database.has_layer(diff_id):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(store.layout.layer(diff_id))
+            lock.release(remove=True)
+
+
+def _sweep_caches(store: Store, marked: _Marked, freed: Freed) -> None:
+    for kind in ("views", "trees"):
+        for name in os.listdir(store.layout.path(kind)):
+            if f"sha256:{name.partition('.')[0]}" in marked.chains:
+                continue
+            lock = Lock.acquire(store.layout.path("locks", f"{kind}-{name}"), wait=False)
+            if lock is not None:
+                to_trash(store, store.layout.path(kind, name))
+                freed.others += 1
+                lock.release(remove=True)
+
+
+def _sweep_blobs(store: Store, marked: _Marked, freed: Freed) -> None:
+    top = store.layout.path("blobs/sha256")
+    for sub in os.listdir(top):
+        for name in os.listdir(os.path.join(top, sub)):
+            digest = f"sha256:{name}"
+            path = os.path.join(top, sub, name)
+            if digest in marked.blobs or store.database.row(
+                "SELECT 1 FROM blobs WHERE digest=?", digest
+            ):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                size = os.stat(path).st_size
+                if _discard(store, path, marked.oldest):
+                    freed.blobs += 1
+                    freed.bytes += size
+
+
+def _sweep_objects(store: Store, marked: _Marked, freed: Freed) -> None:
+    live: set[str] = set()
+    for (diff_id,) in store.database.rows("SELECT diff_id FROM layers"):
+        try:
+            with Manifest(store.layout.layer(diff_id)) as manifest:
+                live.update(manifest.names())
+        except Damaged:
+            # What it kept is not known: nothing may be removed until it is mended.
+            return
+    for name in all_names(store.layout):
+        if name not in live:
+            path = store.layout.object(name)
+            with contextlib.suppress(FileNotFoundError):
+                size = os.stat(path).st_size
+                if _discard(store, path, marked.oldest):
+                    freed.objects += 1
+                    freed.bytes += size
+
+
+def _discard(store: Store, path: str, oldest: int) -> bool:
+    """Unlink a file that no session younger than ``oldest`` has touched; whether it went."""
+    if os.stat(path, follow_symlinks=False).st_mtime_ns >= oldest:
+        return False
+    trash = store.layout.path("trash", os.urandom(8).hex())
+    os.rename(path, trash)
+    if os.stat(trash, follow_symlinks=False).st_mtime_ns >= oldest:
+        # Touched in between: back, unless its user has written another already.
+        with contextlib.suppress(FileExistsError):
+            calls.renameat2(-100, trash.encode(), -100, path.encode(), calls.RENAME_NOREPLACE)
+        return False
+    os.unlink(trash)
+    return True
+
+
+def to_trash(store: Store, path: str) -> None:
+    """Take something out of its place at once; it is deleted when the trash is emptied."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, store.layout.path("trash", os.urandom(8).hex()))
+
+
+def _empty_trash(store: Store) -> None:
+    lock = Lock.acquire(store.layout.path("locks", "trash"), wait=False)
+    if lock is None:
+        return  # another is at it
+    with lock:
+        for name in os.listdir(store.layout.path("trash")):
+            path = store.layout.path("trash", name)
+            try:
+                if os.path.isdir(path) and not os.path.islink(path):
+                    remove_tree(path)
+                else:
+                    os.unlink(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EBUSY, errno.EPERM, errno.EACCES):
+                    raise
+
+
+# -- images ------------------------------------------------------------------------------
+
+
+def remove_image(store: Store, name: str, *, force: bool) -> list[str]:
+    """See ``Store.remove``."""
+    from cowstore.store import _candidates
+
+    said = []
+    with store.database.write() as db:
+        for candidate in _candidates(name):
+            row = db.execute("SELECT image FROM names WHERE name=?", (candidate,)).fetchone()
+            if row is not None:
+                db.execute("DELETE FROM names WHERE name=?", (candidate,))
+                said.append(f"untagged {candidate}")
+                image = row[0]
+                left = db.execute("SELECT 1 FROM names WHERE image=?", (image,)).fetchone()
+                if left is None and not _in_use(db, image):
+                    db.execute("DELETE FROM images WHERE id=?", (image,))
+                    said.append(f"deleted {image}")
+                break
+        else:
+            said += _remove_by_id(store, db, name, force)
+    collect(store)
+    return said
+
+
+def _in_use(db: sqlite3.Connection, image: str) -> bool:
+    found = db.execute("SELECT 1 FROM snapshots WHERE image=?", (image,)).fetchone()
+    return found is not None
+
+
+def _remove_by_id(store: Store, db: sqlite3.Connection, name: str, force: bool) -> list[str]:
+    found = store._resolve_here(name)
+    if found is None:
+        raise NotFound(f"no image is called {name}", "cowstore images")
+    if len(found.names) > 1 and not force:
+        raise StoreError(
+            f"{found.short_id} has {len(found.names)} names: {', '.join(found.names)}",
+            "remove one of them, or all with --force",
+        )
+    if _in_use(db, found.id):
+        raise StoreError(
+            f"{found.short_id} is used by a snapshot", "cowstore snapshot list tells which"
+        )
+    db.execute("DELETE FROM names WHERE image=?", (found.id,))
+    db.execute("DELETE FROM images WHERE id=?", (found.id,))
+    return [*(f"untagged {n}" for n in found.names), f"deleted {found.id}"]
+
+
+def prune(store: Store) -> tuple[list[str], Freed]:
+    """Remove images without a name that nothing uses, then collect; (their ids, what it freed)."""
+    gone = []
+    with store.database.write() as db:
+        rows = db.execute(
+            "SELECT id FROM images WHERE id NOT IN (SELECT image FROM names)"
+            " AND id NOT IN (SELECT image FROM snapshots)"
+            " AND id NOT IN (SELECT ref FROM leases WHERE kind='image')"
+        ).fetchall()
+        for (image,) in rows:
+            db.execute("DELETE FROM images WHERE id=?", (image,))
+            gone.append(image)
+    for name in os.listdir(store.layout.path("partial")):
+        lock = Lock.acquire(store.layout.path("locks", f"partial-{name}"), wait=False)
+        if lock is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(store.layout.path("partial", name))
+            lock.release(remove=True)
+    return gone, collect(store, resumable=False)

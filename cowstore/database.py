@@ -1,0 +1,240 @@
+"""What exists in a store and what it is called: SQLite in WAL mode.
+
+A row is the promise that the files it stands for are whole and on disk; so rows are
+written last and removed first. Transactions are short: none is held while anything is
+unpacked or fetched. Source of the settings: sqlite.org/wal.html, pragma synchronous.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from cowstore.errors import Damaged, StoreError
+from cowstore.layout import Layout
+
+_SCHEMA: Final = """
+CREATE TABLE layers (
+    diff_id TEXT PRIMARY KEY, size INTEGER NOT NULL, content INTEGER NOT NULL,
+    entries INTEGER NOT NULL, created_at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE blobs (
+    digest TEXT PRIMARY KEY, size INTEGER NOT NULL, media_type TEXT NOT NULL,
+    diff_id TEXT, compression TEXT, kept INTEGER NOT NULL, source TEXT) WITHOUT ROWID;
+CREATE INDEX blobs_of_layer ON blobs (diff_id);
+CREATE TABLE images (
+    id TEXT PRIMARY KEY, config_digest TEXT NOT NULL, media_type TEXT NOT NULL,
+    layers TEXT NOT NULL, blobs TEXT NOT NULL, content INTEGER NOT NULL,
+    created_at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE names (
+    name TEXT PRIMARY KEY, image TEXT NOT NULL, index_digest TEXT) WITHOUT ROWID;
+CREATE INDEX names_of_image ON names (image);
+CREATE TABLE snapshots (
+    id TEXT PRIMARY KEY, image TEXT NOT NULL, layers TEXT NOT NULL, bases TEXT NOT NULL,
+    parent TEXT NOT NULL, created_at REAL NOT NULL, quota INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE cache (
+    parent TEXT NOT NULL, key TEXT NOT NULL, image TEXT NOT NULL,
+    PRIMARY KEY (parent, key)) WITHOUT ROWID;
+CREATE TABLE leases (
+    session TEXT NOT NULL, kind TEXT NOT NULL, ref TEXT NOT NULL,
+    PRIMARY KEY (session, kind, ref)) WITHOUT ROWID;
+CREATE TABLE checked (
+    name TEXT PRIMARY KEY, checked_at REAL NOT NULL) WITHOUT ROWID;
+"""
+_VERSION: Final = 1
+
+
+def connect(layout: Layout, *, durable: bool = True) -> sqlite3.Connection:
+    """The store's database, made if it is not there.
+
+    Raises:
+        StoreError: not readable, busy for half a minute.
+        Damaged: not a database.
+    """
+    path = layout.path("store.db")
+    try:
+        if layout.read_only:
+            # immutable: on a read-only mount neither locks nor a -shm file can be made.
+            quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+            db = sqlite3.connect(
+                f"file:{quoted}?mode=ro&immutable=1", uri=True, isolation_level=None,
+                check_same_thread=False,
+            )  # fmt: skip
+        else:
+            db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                _create(db)
+            db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+    except sqlite3.DatabaseError as error:
+        raise _told(error, path) from None
+    return db
+
+
+def _create(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("BEGIN IMMEDIATE")
+    if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+        for statement in _SCHEMA.split(";\n"):
+            if statement.strip():
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version={_VERSION}")
+    db.execute("COMMIT")
+
+
+def _told(error: sqlite3.Error, path: str) -> StoreError:
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return StoreError(f"{path}: busy", "another cowstore has been writing for half a minute")
+    if "malformed" in text or "not a database" in text:
+        return Damaged(f"{path}: damaged ({text})", "cowstore fsck --repair")
+    if "full" in text:
+        return StoreError(f"{path}: no space left on device")
+    return StoreError(f"{path}: {text}")
+
+
+class Database:
+    """Rows of one store, as methods. Opens when first used."""
+
+    def __init__(self, layout: Layout, *, durable: bool = True) -> None:
+        self.layout = layout
+        self._durable = durable
+        self._db: sqlite3.Connection | None = None
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The connection."""
+        if self._db is None:
+            self._db = connect(self.layout, durable=self._durable)
+        return self._db
+
+    def close(self) -> None:
+        """Close it."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, all or nothing; others wait for it.
+
+        Raises:
+            StoreError: the store is read-only or busy, the disk is full.
+        """
+        if self.layout.read_only:
+            raise StoreError(f"{self.layout.root}: this store is read-only")
+        try:
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.db
+            except BaseException:
+                self.db.execute("ROLLBACK")
+                raise
+            self.db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise _told(error, self.layout.path("store.db")) from None
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
+        try:
+            return self.db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise _told(error, self.layout.path("store.db")) from None
+
+    def row(self, query: str, *values: Any) -> tuple[Any, ...] | None:
+        """The first row, or None."""
+        found = self.rows(query, *values)
+        return found[0] if found else None
+
+    # -- what importing and removing share ---------------------------------------------
+
+    def has_layer(self, diff_id: str) -> bool:
+        """Whether a layer is in the store."""
+        return self.row("SELECT 1 FROM layers WHERE diff_id=?", diff_id) is not None
+
+    def lease_layer(self, session: str, diff_id: str) -> bool:
+        """Keep a layer for a session; False: it is not there.
+
+        One transaction, so that a collection either sees the lease or has removed the row.
+        """
+        with self.write() as db:
+            if not self.has_layer(diff_id):
+                return False
+            db.execute("INSERT OR IGNORE INTO leases VALUES (?, 'layer', ?)", (session, diff_id))
+            return True
+
+    def lease(self, session: str, kind: str, ref: str) -> None:
+        """Keep a blob or an image for a session."""
+        with self.write() as db:
+            db.execute("INSERT OR IGNORE INTO leases VALUES (?, ?, ?)", (session, kind, ref))
+
+    def end_leases(self, session: str) -> None:
+        """Give up all that a session kept."""
+        if self.row("SELECT 1 FROM leases WHERE session=?", session):
+            with self.write() as db:
+                db.execute("DELETE FROM leases WHERE session=?", (session,))
+
+    def layer_of_blob(self, digest: str) -> str | None:
+        """The diff id of a compressed layer that came by under this digest."""
+        found = self.row("SELECT diff_id FROM blobs WHERE digest=?", digest)
+        return found[0] if found else None
+
+
+def add_layer(db: sqlite3.Connection, diff_id: str, size: int, content: int, entries: int) -> None:
+    """Record a layer whose files are on disk."""
+    db.execute(
+        "INSERT OR IGNORE INTO layers VALUES (?, ?, ?, ?, ?)",
+        (diff_id, size, content, entries, time.time()),
+    )
+
+
+def add_blob(
+    db: sqlite3.Connection,
+    digest: str,
+    size: int,
+    media_type: str,
+    *,
+    kept: bool,
+    diff_id: str | None = None,
+    compression: str | None = None,
+    source: str | None = None,
+) -> None:
+    """Record a blob; what is known of it already is kept."""
+    db.execute(
+        "INSERT INTO blobs VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET"
+        " kept=max(kept, excluded.kept), diff_id=coalesce(diff_id, excluded.diff_id),"
+        " compression=coalesce(compression, excluded.compression),"
+        " source=coalesce(excluded.source, source)",
+        (digest, size, media_type, diff_id, compression, int(kept), source),
+    )
+
+
+def set_name(db: sqlite3.Connection, name: str, image: str, index_digest: str | None) -> None:
+    """Point a name to an image."""
+    db.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?)", (name, image, index_digest))
+
+
+def add_image(
+    db: sqlite3.Connection,
+    image: str,
+    config_digest: str,
+    media_type: str,
+    layers: Iterable[str],
+    blobs: Iterable[str],
+    content: int,
+) -> None:
+    """Record an image whose layers and blobs are recorded."""
+    db.execute(
+        "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            image,
+            config_digest,
+            media_type,
+            json.dumps(list(layers)),
+            json.dumps(sorted(set(blobs))),
+            content,
+            time.time(),
+        ),
+    )

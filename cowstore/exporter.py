@@ -1,0 +1,390 @@
+"""Images on their way out: OCI layouts, archives of them, docker's archives, plain trees.
+
+What came in goes out to the bit: manifests and configurations as they are kept, layers from their
+kept blob or put together from the manifest. Only where a compressed blob was not kept, or another
+compression is asked for, a layer is compressed anew and the manifest tells its new digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import IO, TYPE_CHECKING, Any
+
+from cowstore import digest as digests
+from cowstore import oci
+from cowstore.codec import deflater, read_chunks
+from cowstore.errors import Damaged, Refused, StoreError
+from cowstore.layers import payload_of
+from cowstore.manifest import LINK, Entry
+from cowstore.merge import walk
+from cowstore.tarwrite import header, padding, trailer
+from cowstore.types import Image, ImageRef, Progress
+
+if TYPE_CHECKING:
+    from cowstore.store import Store
+
+_SUFFIX = {"gzip": "+gzip", "zstd": "+zstd", "none": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One blob to be written: ``open`` may be called more than once."""
+
+    descriptor: oci.Descriptor
+    open: Callable[[], Iterator[bytes]]
+    diff_id: str = ""
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An image ready to go."""
+
+    manifest: bytes
+    media_type: str
+    config: bytes
+    config_type: str
+    layers: tuple[Outgoing, ...]
+
+    @property
+    def digest(self) -> str:
+        return digests.of(self.manifest)
+
+    def documents(self) -> list[Outgoing]:
+        """The configuration as a blob."""
+        config = oci.Descriptor(self.config_type, digests.of(self.config), len(self.config))
+        return [Outgoing(config, lambda: iter((self.config,)))]
+
+
+def package(store: Store, image: Image, stack: ExitStack, compression: str | None) -> Package:
+    """Everything of an image, layers compressed as they were or as asked.
+
+    Raises:
+        Damaged: something of it is missing.
+    """
+    data = store.blob(image.id)
+    document = oci.parse_manifest(data)
+    config = store.blob(document.config.digest)
+    if not document.is_image:
+        layers = tuple(
+            Outgoing(d, lambda d=d: _file(store, d.digest))  # type: ignore[misc]
+            for d in document.layers
+        )
+        return Package(data, document.media_type, config, document.config.media_type, layers)
+    out = [
+        _layer(store, described, diff_id, stack, compression)
+        for described, diff_id in zip(document.layers, image.layers, strict=True)
+    ]
+    if any(new.descriptor != old for new, old in zip(out, document.layers, strict=True)):
+        raw = dict(document.raw)
+        raw["layers"] = [
+            {**old, **new.descriptor.json()} for old, new in zip(raw["layers"], out, strict=True)
+        ]
+        data = oci.dumps(raw)
+    return Package(data, document.media_type, config, document.config.media_type, tuple(out))
+
+
+def _file(store: Store, digest: str) -> Iterator[bytes]:
+    for holder in store.holders():
+        try:
+            fd = os.open(holder.layout.blob(digest), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            yield from read_chunks(fd, 1 << 20)
+        finally:
+            os.close(fd)
+        return
+    raise Damaged(f"blob {digest} is missing", "cowstore fsck --repair")
+
+
+def _compression_of(media_type: str) -> str:
+    if media_type.endswith(("+gzip", ".gzip")):
+        return "gzip"
+    return "zstd" if media_type.endswith("+zstd") else "none"
+
+
+def _layer(
+    store: Store,
+    described: oci.Descriptor,
+    diff_id: str,
+    stack: ExitStack,
+    compression: str | None,
+) -> Outgoing:
+    holder = store.holder_of_layer(diff_id)
+    row = store.database.row("SELECT source FROM blobs WHERE digest=?", described.digest)
+    origin = (row[0] or "") if row else ""
+    now = _compression_of(described.media_type)
+    if compression in (None, now):
+        if described.digest == diff_id:
+            opener = lambda: holder.layers.archive(diff_id)  # noqa: E731
+            return Outgoing(described, opener, diff_id, origin)
+        if any(os.path.exists(s.layout.blob(described.digest)) for s in store.holders()):
+            return Outgoing(described, lambda: _file(store, described.digest), diff_id, origin)
+    return _recompressed(holder, described, diff_id, stack, compression or now, origin)
+
+
+def _recompressed(
+    holder: Store,
+    described: oci.Descriptor,
+    diff_id: str,
+    stack: ExitStack,
+    compression: str,
+    origin: str,
+) -> Outgoing:
+    base = oci.OCI_LAYER
+    if described.media_type.startswith("application/vnd.docker."):
+        base = "application/vnd.docker.image.rootfs.diff.tar"
+    suffix = _SUFFIX[compression]
+    media_type = base + (suffix.replace("+", ".") if "docker" in base else suffix)
+    if compression == "none":
+        size = holder.database.rows("SELECT size FROM layers WHERE diff_id=?", diff_id)[0][0]
+        fresh = replace(described, media_type=media_type, digest=diff_id, size=size)
+        return Outgoing(fresh, lambda: holder.layers.archive(diff_id), diff_id, origin)
+    spool = stack.enter_context(_spool())
+    hashed, size = sha256(), 0
+    for data in compressed(holder.layers.archive(diff_id), compression):
+        hashed.update(data)
+        size += len(data)
+        spool.write(data)
+    spool.flush()
+    fresh = replace(
+        described, media_type=media_type, digest=f"sha256:{hashed.hexdigest()}", size=size
+    )
+    return Outgoing(fresh, lambda: _from_start(spool), diff_id, origin)
+
+
+def _spool() -> IO[bytes]:
+    return tempfile.TemporaryFile(dir=os.environ.get("TMPDIR") or "/var/tmp")
+
+
+def _from_start(spool: IO[bytes]) -> Iterator[bytes]:
+    offset = 0
+    while data := os.pread(spool.fileno(), 1 << 20, offset):
+        offset += len(data)
+        yield data
+
+
+def compressed(pieces: Iterator[bytes], kind: str) -> Iterator[bytes]:
+    """A stream, compressed; ``none`` leaves it."""
+    if kind == "none":
+        yield from pieces
+        return
+    packer = deflater(kind)
+    for piece in pieces:
+        if data := packer.compress(piece):
+            yield data
+    yield packer.flush()
+
+
+# -- targets -----------------------------------------------------------------------------
+
+
+def export(
+    store: Store,
+    image: Image,
+    ref: ImageRef,
+    *,
+    compression: str | None,
+    progress: Progress | None,
+) -> str:
+    """See ``Store.export_image``."""
+    if ref.transport == "docker":
+        return store.push(image.id, ref, progress=progress)
+    if ref.transport == "rootfs":
+        _write_file(ref.place, _rootfs(store, image, ref.place))
+        return ""
+    with ExitStack() as stack:
+        if ref.transport == "docker-archive":
+            _write_file(ref.place, _docker_archive(store, image, ref.tag, progress))
+            return image.id
+        packed = package(store, image, stack, compression)
+        if ref.transport == "oci":
+            _to_layout(packed, ref.place, ref.tag, progress)
+        elif ref.transport == "oci-archive":
+            _write_file(ref.place, _oci_archive(packed, ref.tag, progress))
+        else:
+            raise StoreError(
+                f"{ref.transport}: nothing can be exported to that",
+                "oci, oci-archive, docker-archive, rootfs, docker",
+            )
+        return packed.digest
+
+
+def _write_file(path: str, pieces: Iterator[bytes]) -> None:
+    """Write a file wholly or not at all; ``-`` is standard output."""
+    if path == "-":
+        for data in pieces:
+            sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    draft = f"{path}.{os.urandom(4).hex()}.part"
+    try:
+        with open(draft, "wb") as file:
+            for data in pieces:
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(draft, path)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+
+
+def _checked(outgoing: Outgoing, progress: Progress | None) -> Iterator[bytes]:
+    """A blob's bytes; what is not what its digest says does not leave the store unnoticed."""
+    hashed, count = sha256(), 0
+    described = outgoing.descriptor
+    for data in outgoing.open():
+        hashed.update(data)
+        count += len(data)
+        if progress is not None:
+            progress(described.digest, count, described.size)
+        yield data
+    if f"sha256:{hashed.hexdigest()}" != described.digest or count != described.size:
+        raise Damaged(
+            f"blob {described.digest} is not what it was when it came in", "cowstore fsck --repair"
+        )
+
+
+def _index_entry(packed: Package, tag: str) -> dict[str, Any]:
+    notes = {oci.REF_NAME: tag} if tag else {}
+    return oci.Descriptor(packed.media_type, packed.digest, len(packed.manifest), notes).json()
+
+
+def _to_layout(packed: Package, path: str, tag: str, progress: Progress | None) -> None:
+    """Add an image to an OCI layout, which is made if it is not there. The index goes last."""
+    blobs = os.path.join(path, "blobs", "sha256")
+    try:
+        os.makedirs(blobs, exist_ok=True)
+        for outgoing in _blobs_of(packed):
+            target = os.path.join(blobs, digests.hex_of(outgoing.descriptor.digest))
+            if not os.path.exists(target):
+                _write_file(target, _checked(outgoing, progress))
+        _write_file(os.path.join(path, "oci-layout"), iter((_LAYOUT,)))
+        index_path = os.path.join(path, "index.json")
+        entries: list[Any] = []
+        if os.path.exists(index_path):
+            with open(index_path, "rb") as file:
+                found = oci.loads(file.read(oci.MAX_JSON), index_path).get("manifests")
+            if not isinstance(found, list):
+                raise Refused(f"{index_path} has no list of manifests")
+            entries = [e for e in found if not _same_place(e, packed.digest, tag)]
+        entries.append(_index_entry(packed, tag))
+        index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries}
+        _write_file(index_path, iter((oci.dumps(index),)))
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: {error.strerror}") from None
+
+
+def _same_place(entry: Any, digest: str, tag: str) -> bool:
+    if not isinstance(entry, dict):
+        return True
+    name = (entry.get("annotations") or {}).get(oci.REF_NAME)
+    return name == tag if tag else entry.get("digest") == digest and name is None
+
+
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+def _blobs_of(packed: Package) -> list[Outgoing]:
+    manifest = oci.Descriptor(packed.media_type, packed.digest, len(packed.manifest))
+    return [
+        *packed.layers,
+        *packed.documents(),
+        Outgoing(manifest, lambda: iter((packed.manifest,))),
+    ]
+
+
+def _file_member(name: str, size: int) -> bytes:
+    return header(Entry(os.fsencode(name), stat.S_IFREG, 0o644, size=size))
+
+
+def _small(name: str, data: bytes) -> bytes:
+    return _file_member(name, len(data)) + data + padding(len(data))
+
+
+def _oci_archive(packed: Package, tag: str, progress: Progress | None) -> Iterator[bytes]:
+    yield _small("oci-layout", _LAYOUT)
+    index = {"schemaVersion": 2, "manifests": [_index_entry(packed, tag)]}
+    yield _small("index.json", oci.dumps(index))
+    yield header(Entry(b"blobs", stat.S_IFDIR, 0o755))
+    yield header(Entry(b"blobs/sha256", stat.S_IFDIR, 0o755))
+    seen = set()
+    for outgoing in _blobs_of(packed):
+        digest, size = outgoing.descriptor.digest, outgoing.descriptor.size
+        if digest not in seen:
+            seen.add(digest)
+            yield _file_member(f"blobs/sha256/{digests.hex_of(digest)}", size)
+            yield from _checked(outgoing, progress)
+            yield padding(size)
+    yield trailer()
+
+
+def _docker_archive(
+    store: Store, image: Image, tag: str, progress: Progress | None
+) -> Iterator[bytes]:
+    """As ``docker save`` writes it since 1.10: manifest.json, the configuration, plain layers."""
+    if not image.config:
+        raise StoreError("an artifact has no place in a docker archive", "export it to oci:")
+    config = store.blob(image.config_digest)
+    names = [tag if ":" in tag.rpartition("/")[2] else f"{tag}:latest"] if tag else image.names
+    layers = [f"{digests.hex_of(diff_id)}.tar" for diff_id in image.layers]
+    manifest = [
+        {
+            "Config": f"{digests.hex_of(image.config_digest)}.json",
+            "RepoTags": list(names),
+            "Layers": layers,
+        }
+    ]
+    yield _small(f"{digests.hex_of(image.config_digest)}.json", config)
+    for diff_id in dict.fromkeys(image.layers):
+        holder = store.holder_of_layer(diff_id)
+        (size,) = holder.database.rows("SELECT size FROM layers WHERE diff_id=?", diff_id)[0]
+        described = oci.Descriptor(oci.OCI_LAYER, diff_id, size)
+        yield _file_member(f"{digests.hex_of(diff_id)}.tar", size)
+        opener = lambda holder=holder, diff_id=diff_id: holder.layers.archive(diff_id)  # noqa: E731
+        yield from _checked(Outgoing(described, opener), progress)
+        yield padding(size)
+    yield _small("manifest.json", json.dumps(manifest).encode())
+    yield trailer()
+
+
+def _rootfs(store: Store, image: Image, path: str) -> Iterator[bytes]:
+    kind = "gzip" if path.endswith(("gz",)) else "zstd" if path.endswith("zst") else "none"
+    return compressed(_merged_archive(store, image), kind)
+
+
+def _merged_archive(store: Store, image: Image) -> Iterator[bytes]:
+    """The merged tree as one archive; further names of a file are hard links."""
+    first: dict[int, bytes] = {}
+    for path, node in walk(store.merged(image.layers)):
+        entry = node.entry._replace(path=path)
+        if node.nlink > 1 and node.children is None:
+            if id(node) in first:
+                yield header(entry._replace(kind=LINK, target=first[id(node)], xattrs=()))
+                continue
+            first[id(node)] = path
+        yield header(entry)
+        if entry.payload:
+            yield from payload_of(_layout_with(store, entry.object), entry)
+            yield padding(entry.payload)
+    yield trailer()
+
+
+def _layout_with(store: Store, name: str) -> Any:
+    for holder in store.holders():
+        if os.path.exists(holder.layout.object(name)):
+            return holder.layout
+    return store.layout

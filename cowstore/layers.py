@@ -1,0 +1,290 @@
+"""Layers in the store: brought in so that each is there wholly or not at all, and given back.
+
+Order of a commit: contents into ``objects/``, the manifest into ``layers/``, the blob into
+``blobs/``, one syncfs(2), then the row. Before the row nothing refers to any of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from cowstore import manifest as manifest_format
+from cowstore.database import Database, add_blob, add_layer
+from cowstore.errors import Damaged
+from cowstore.ingest import BlobFeed, Ingested, ingest
+from cowstore.layout import Layout
+from cowstore.locks import JOURNAL, Session, layer_lock
+from cowstore.manifest import Entry, Manifest
+from cowstore.objects import Stager, read_extents
+from cowstore.rules import Limits
+from unionfs.sys import calls
+
+#: With ``blobs="auto"`` a compressed layer up to this size is always kept as it came.
+_SMALL_BLOB = 8 << 20
+
+Chunks = Callable[[], Iterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSource:
+    """Where a layer's bytes come from, and what is known of them beforehand.
+
+    Attributes:
+        open: starts the stream; called at most once.
+        digest, size: of the stream, None if not known.
+        diff_id: of the archive in it, None if not known.
+        origin: where the blob can be fetched again, for repairs; empty if nowhere.
+    """
+
+    open: Chunks
+    digest: str | None = None
+    size: int | None = None
+    media_type: str = ""
+    diff_id: str | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How layers are taken in.
+
+    ``blobs``: ``keep`` compressed layers as they came, ``drop`` them, or ``auto``: keep them unless
+    they are large and most of their content is in the store already.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    blobs: str = "auto"
+    durable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """A layer that is in the store now.
+
+    ``archive_size`` is of the archive, in bytes. ``links`` as in ``Ingested``; empty for a layer
+    that was there.
+    """
+
+    diff_id: str
+    new: bool
+    archive_size: int
+    links: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Layers:
+    """Layers of one store."""
+
+    def __init__(self, layout: Layout, database: Database, policy: Policy) -> None:
+        self.layout = layout
+        self.database = database
+        self.policy = policy
+
+    def bring(
+        self, session: Session, source: LayerSource, progress: Callable[[int], None] | None = None
+    ) -> Brought:
+        """Bring a layer in unless it is here; leased to the session either way.
+
+        Raises:
+            Refused: see ``cowstore.ingest``.
+            OSError: from below, ENOSPC among them; nothing is left.
+        """
+        if source.diff_id is None:
+            return self._take(session, source, progress)
+        with layer_lock(self.layout, source.diff_id):
+            if self.database.lease_layer(session.name, source.diff_id):
+                self._note_blob(source)
+                (size,) = self.database.rows(
+                    "SELECT size FROM layers WHERE diff_id=?", source.diff_id
+                )[0]
+                return Brought(source.diff_id, False, size)
+            return self._take(session, source, progress, locked=True)
+
+    def _note_blob(self, source: LayerSource) -> None:
+        if source.digest is None or source.digest == source.diff_id:
+            return
+        if self.database.layer_of_blob(source.digest) is None:
+            with self.database.write() as db:
+                add_blob(
+                    db, source.digest, source.size or 0, source.media_type, kept=False,
+                    diff_id=source.diff_id, source=source.origin or None,
+                )  # fmt: skip
+
+    def _take(
+        self,
+        session: Session,
+        source: LayerSource,
+        progress: Callable[[int], None] | None,
+        *,
+        locked: bool = False,
+    ) -> Brought:
+        stager = Stager(self.layout, session)
+        copy = session.place(f"blob.{os.urandom(4).hex()}")
+        fd = -1
+        # Without a digest nothing will ever ask for the compressed form.
+        if self.policy.blobs != "drop" and source.digest is not None:
+            fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+        try:
+            feed = BlobFeed(
+                source.open(), digest=source.digest, size=source.size, copy=fd, progress=progress
+            )
+            taken = ingest(stager, feed, self.policy.limits, diff_id=source.diff_id)
+            keep = fd >= 0 and self._keeps(taken, stager)
+            if locked:
+                self._commit(session, stager, taken, source, copy if keep else None)
+            else:
+                with layer_lock(self.layout, taken.diff_id):
+                    if not self.database.lease_layer(session.name, taken.diff_id):
+                        self._commit(session, stager, taken, source, copy if keep else None)
+        finally:
+            stager.close()
+            if fd >= 0:
+                os.close(fd)
+                if os.path.exists(copy):
+                    os.unlink(copy)
+        return Brought(taken.diff_id, True, taken.size, tuple(taken.links))
+
+    def _keeps(self, taken: Ingested, stager: Stager) -> bool:
+        if taken.compression not in ("gzip", "zstd"):
+            return False  # an archive as such is put together again from its manifest
+        if self.policy.blobs == "keep" or taken.blob_size <= _SMALL_BLOB:
+            return True
+        return stager.new_bytes > stager.shared_bytes
+
+    def _commit(
+        self,
+        session: Session,
+        stager: Stager,
+        taken: Ingested,
+        source: LayerSource,
+        blob: str | None,
+    ) -> None:
+        renamed = stager.publish()
+        if renamed:
+            taken.entries = [
+                entry._replace(object=renamed.get(entry.object, entry.object))
+                for entry in taken.entries
+            ]
+        data = manifest_format.encode(
+            taken.diff_id, taken.size, taken.entries, taken.skeleton, taken.skeleton_size
+        )
+        with open(session.place(JOURNAL), "a", encoding="ascii") as journal:
+            journal.write(f"layer {taken.diff_id}\n")
+            if blob is not None:
+                journal.write(f"blob {taken.blob_digest}\n")
+        draft = session.place("manifest")
+        with open(draft, "wb") as file:
+            file.write(data)
+        os.rename(draft, self.layout.layer(taken.diff_id))
+        if blob is not None:
+            move_blob(self.layout, blob, taken.blob_digest)
+        sync(self.layout, durable=self.policy.durable)
+        content = sum(entry.payload for entry in taken.entries)
+        with self.database.write() as db:
+            add_layer(db, taken.diff_id, taken.size, content, len(taken.entries))
+            if source.digest is not None and taken.compression in ("gzip", "zstd"):
+                add_blob(
+                    db, taken.blob_digest, taken.blob_size, source.media_type,
+                    kept=blob is not None, diff_id=taken.diff_id, compression=taken.compression,
+                    source=source.origin or None,
+                )  # fmt: skip
+            db.execute(
+                "INSERT OR IGNORE INTO leases VALUES (?, 'layer', ?)",
+                (session.name, taken.diff_id),
+            )
+
+    # -- reading ---------------------------------------------------------------------
+
+    def manifest(self, diff_id: str) -> Manifest:
+        """The manifest of a layer that is in the store.
+
+        Raises:
+            Damaged: it is gone or cut short.
+        """
+        return Manifest(self.layout.layer(diff_id))
+
+    def archive(self, diff_id: str) -> Iterator[bytes]:
+        """The layer's archive, to the bit as it came.
+
+        Raises:
+            Damaged: a content object is missing or shorter than it was.
+        """
+        with self.manifest(diff_id) as opened:
+            yield from archive_of(self.layout, opened)
+
+
+def archive_of(layout: Layout, opened: Manifest) -> Iterator[bytes]:
+    """An archive from its manifest and the objects."""
+    skeleton = opened.skeleton()
+    pending: list[bytes] = []
+    size = 0
+    for entry in opened.entries():
+        raw = skeleton.read(entry.raw)
+        pending.append(raw)
+        size += len(raw)
+        if entry.payload:
+            for data in payload_of(layout, entry):
+                pending.append(data)
+                size += len(data)
+                if size >= 1 << 20:
+                    yield b"".join(pending)
+                    pending, size = [], 0
+    yield b"".join(pending)
+    yield from skeleton.rest()
+
+
+def payload_of(layout: Layout, entry: Entry) -> Iterator[bytes]:
+    """The data of a file as its archive has it.
+
+    Raises:
+        Damaged: not all of it is there.
+    """
+    try:
+        fd = os.open(layout.object(entry.object), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise Damaged(
+            f"content object {entry.object} is missing", "cowstore fsck --repair"
+        ) from None
+    try:
+        count = 0
+        for data in read_extents(fd, entry.sparse or ((0, entry.size),)):
+            count += len(data)
+            yield data
+        if count != entry.payload:
+            raise Damaged(f"content object {entry.object} is too short", "cowstore fsck --repair")
+    finally:
+        os.close(fd)
+
+
+def move_blob(layout: Layout, draft: str, digest: str) -> None:
+    """Give a whole blob its place."""
+    path = layout.blob(digest)
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    os.rename(draft, path)
+
+
+def write_blob(layout: Layout, session: Session, digest: str, data: bytes) -> None:
+    """Keep a small blob (a manifest, a configuration); ``sync`` before it is recorded."""
+    path = layout.blob(digest)
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            if file.read() == data:
+                os.utime(path)  # a collection that began before us must leave it
+                return
+    with open(session.place(JOURNAL), "a", encoding="ascii") as journal:
+        journal.write(f"blob {digest}\n")
+    draft = session.place("small")
+    with open(draft, "wb") as file:
+        file.write(data)
+    move_blob(layout, draft, digest)
+
+
+def sync(layout: Layout, *, durable: bool) -> None:
+    """Everything written so far is on disk afterwards: syncfs(2)."""
+    if durable:
+        fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            calls.syncfs(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,153 @@
+"""Where things lie in a store; see docs/store.md, "The tree on disk"."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from cowstore.errors import StoreError
+
+FORMAT: Final = b"cowstore 1\n"
+_DIRECTORIES: Final = (
+    "blobs/sha256",
+    "objects",
+    "layers",
+    "views",
+    "trees",
+    "snapshots",
+    "partial",
+    "locks",
+    "tmp",
+    "trash",
+)
+#: The alphabet of URL-safe base64: first characters of object names, and so their directories.
+FANOUT: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+def default_root() -> str:
+    """Where this user's store is if nothing is said."""
+    if os.geteuid() == 0:
+        return "/var/lib/pyunion/store"
+    home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return os.path.join(home, "pyunion/store")
+
+
+class Layout:
+    """Paths inside one store. Making one touches nothing."""
+
+    __slots__ = ("read_only", "root")
+
+    def __init__(self, root: str, *, read_only: bool = False) -> None:
+        self.root = os.path.abspath(root)
+        self.read_only = read_only
+
+    def path(self, *parts: str) -> str:
+        """A path beneath the root."""
+        return os.path.join(self.root, *parts)
+
+    def blob(self, digest: str) -> str:
+        """Where the blob with a digest is, if it is kept."""
+        return f"{self.root}/blobs/sha256/{digest[7:9]}/{digest[7:]}"
+
+    def partial(self, digest: str) -> str:
+        """Where the beginning of a blob is kept while it is not whole."""
+        return f"{self.root}/partial/sha256-{digest[7:]}"
+
+    def object(self, name: str) -> str:
+        """Where the content object of a name is."""
+        return f"{self.root}/objects/{name[0]}/{name[1:]}"
+
+    def layer(self, diff_id: str) -> str:
+        """The manifest of a layer."""
+        return f"{self.root}/layers/{diff_id[7:]}"
+
+    def view(self, chain_id: str) -> str:
+        """The index of the merged tree of a chain of layers."""
+        return f"{self.root}/views/{chain_id[7:]}"
+
+    def tree(self, chain_id: str, flavour: str) -> str:
+        """The same as a directory."""
+        return f"{self.root}/trees/{chain_id[7:]}.{flavour}"
+
+    def snapshot(self, snapshot: str) -> str:
+        """The directory of a snapshot."""
+        return f"{self.root}/snapshots/{snapshot}"
+
+    def prepare(self) -> None:
+        """Make the store's directories, or check that they are ours.
+
+        Raises:
+            StoreError: no store there, not writable, or of a newer format.
+        """
+        try:
+            self._check_format()
+            return
+        except FileNotFoundError:
+            if self.read_only:
+                raise StoreError(f"{self.root}: no store there") from None
+        except OSError as error:
+            raise StoreError(f"{self.root}: {error.strerror}") from None
+        try:
+            self._create()
+        except OSError as error:
+            where = os.fsdecode(error.filename) if error.filename else self.root
+            hint = "" if error.errno == errno.ENOSPC else "choose another place with --root"
+            raise StoreError(f"{where}: {error.strerror}", hint) from None
+
+    def _check_format(self) -> None:
+        with open(f"{self.root}/format", "rb") as file:
+            found = file.read(64)
+        if found != FORMAT:
+            text = found.decode("ascii", "replace").strip()
+            raise StoreError(
+                f"{self.root}: the store's format is {text!r}, this program knows 'cowstore 1'",
+                "use the version of cowstore that made it",
+            )
+
+    def _create(self) -> None:
+        os.makedirs(self.root, 0o700, exist_ok=True)
+        present = set(os.listdir(self.root))
+        if present - {"format", "store.db", "lost+found"} - {d.split("/")[0] for d in _DIRECTORIES}:
+            raise StoreError(f"{self.root}: not empty, and not a store", "choose another --root")
+        os.chmod(self.root, 0o700)
+        for name in _DIRECTORIES:
+            os.makedirs(self.path(name), 0o700, exist_ok=True)
+        for char in FANOUT:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.path("objects", char), 0o700)
+        # Last: a store without it is not begun yet, and making it again changes nothing.
+        draft = self.path(f"tmp/format.{os.getpid()}")
+        Path(draft).write_bytes(FORMAT)
+        os.rename(draft, self.path("format"))
+
+
+def fsync_directory(path: str) -> None:
+    """fsync(2) of a directory: what was renamed into it stays there."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory and what is in it, whatever the modes; never follows a symlink."""
+    import shutil
+
+    def unlock(function: object, where: str, error: object) -> None:
+        # A directory without rwx for its owner (images have them): open it and try again.
+        parent = os.path.dirname(where)
+        for place in (parent, where):
+            if os.path.isdir(place) and not os.path.islink(place):
+                with contextlib.suppress(OSError):
+                    os.chmod(place, 0o700)
+        with contextlib.suppress(OSError):
+            if os.path.isdir(where) and not os.path.islink(where):
+                shutil.rmtree(where, ignore_errors=True)
+            else:
+                os.unlink(where)
+
+    shutil.rmtree(path, onerror=unlock)

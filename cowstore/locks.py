@@ -1,0 +1,168 @@
+"""Locks between processes, and sessions: what a running command has staged.
+
+All locks are flock(2): they go with their process, however it ends, and hold
+between threads that opened the file each for themselves. The table of locks and
+their order is in docs/store.md, "Locks".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from types import TracebackType
+
+from cowstore.errors import StoreError
+from cowstore.layout import Layout, remove_tree
+
+JOURNAL = "journal"
+
+
+class Lock:
+    """One lock file, held until ``release`` or the end of the process."""
+
+    __slots__ = ("fd", "path")
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+    @classmethod
+    def acquire(cls, path: str, *, shared: bool = False, wait: bool = True) -> Lock | None:
+        """Take the lock; None if it is taken and ``wait`` is false.
+
+        Raises:
+            OSError: the file cannot be made.
+        """
+        how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(fd, how)
+            except OSError as error:
+                os.close(fd)
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    return None
+                raise
+            # Its last holder may have unlinked it while we waited.
+            try:
+                if os.stat(path).st_ino == os.fstat(fd).st_ino:
+                    return cls(path, fd)
+            except FileNotFoundError:
+                pass
+            os.close(fd)
+
+    def release(self, *, remove: bool = False) -> None:
+        """Let go; ``remove`` the file as well, which only a holder of an exclusive lock may."""
+        if self.fd >= 0:
+            if remove:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path)
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+@contextlib.contextmanager
+def layer_lock(layout: Layout, diff_id: str) -> Iterator[None]:
+    """One process at a time brings in (or removes) one layer; the others wait and find it there."""
+    lock = Lock.acquire(layout.path("locks", f"layer-{diff_id[7:]}"))
+    assert lock is not None
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
+
+
+class Session:
+    """A staging directory that belongs to a living process.
+
+    Attributes:
+        name: of the directory in ``tmp/``, and of this session's leases.
+        path: the directory.
+    """
+
+    __slots__ = ("_lock", "layout", "name", "path")
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.name = f"{boot_id()[:8]}-{secrets.token_hex(6)}"
+        self.path = layout.path("tmp", self.name)
+        # The sweeper holds this one: it must not see a session between mkdir and its lock.
+        gate = Lock.acquire(layout.path("locks", "sessions"), shared=True)
+        assert gate is not None
+        with gate:
+            os.mkdir(self.path, 0o700)
+            lock = Lock.acquire(os.path.join(self.path, "lock"))
+            assert lock is not None
+            self._lock = lock
+
+    def place(self, *parts: str) -> str:
+        """A path in the staging directory."""
+        return os.path.join(self.path, *parts)
+
+    def close(self) -> None:
+        """Remove what is left and let go."""
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(self.path)
+        self._lock.release()
+
+
+def dead_sessions(layout: Layout) -> Iterator[str]:
+    """Names of sessions whose process is gone; each is locked while the caller has it."""
+    names = [name for name in os.listdir(layout.path("tmp")) if not name.startswith("format.")]
+    if not names:
+        return
+    gate = Lock.acquire(layout.path("locks", "sessions"), wait=False)
+    if gate is None:
+        return
+    with gate:
+        for name in names:
+            path = layout.path("tmp", name)
+            try:
+                if not os.path.isdir(path):
+                    os.unlink(path)
+                    continue
+                lock = Lock.acquire(os.path.join(path, "lock"), wait=False)
+            except FileNotFoundError:
+                continue
+            if lock is None:
+                continue
+            try:
+                yield name
+            finally:
+                lock.release()
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot (random(4)); zeros where it is hidden."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip().replace("-", "")
+    except OSError:
+        return "0" * 32
+
+
+def check_snapshot_free(layout: Layout, snapshot: str) -> Lock:
+    """The lock of a snapshot that nobody has mounted.
+
+    Raises:
+        StoreError: it is mounted.
+    """
+    lock = Lock.acquire(layout.path("locks", f"snapshot-{snapshot}"), wait=False)
+    if lock is None:
+        raise StoreError(f"snapshot {snapshot} is in use", "unmount it first")
+    return lock
