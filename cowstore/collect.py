@@ -1,5 +1,8 @@
 """Removing images, and what nothing refers to any more.
 
+A session's journal says that it put something into the store before it was recorded; what only
+has leases leaves nothing behind.
+
 Mark: images, snapshots and leases keep layers and blobs; layers keep objects. Rows go first, in
 one transaction; files after it. An object is left if its time is not older than the oldest living
 session: that session wrote it, or found it and touched it. What goes is renamed into ``trash/`` and
@@ -47,30 +50,19 @@ class Freed:
 # -- sessions ----------------------------------------------------------------------------
 
 
-def _used(store: Store, path: str, name: str) -> bool:
-    """Whether a session may have left anything outside of its own directory."""
-    if os.path.exists(os.path.join(path, JOURNAL)):
-        return True
-    return store.database.row("SELECT 1 FROM leases WHERE session=?", name) is not None
-
-
 def bury_session(store: Store, name: str) -> None:
     """Sweep what a dead session left; the caller holds its lock."""
     path = store.layout.path("tmp", name)
-    used = _used(store, path, name)
     _end_leases(store, name, resumable=os.path.exists(os.path.join(path, RESUME)))
-    if used:
+    if os.path.exists(os.path.join(path, JOURNAL)):
         collect(store)
     remove_tree(path)
 
 
 def undo_session(store: Store, session: Session) -> None:
     """A session failed: as if it had never been, but for what a pull can go on with."""
-    used = _used(store, session.path, session.name)
     _end_leases(store, session.name, resumable=os.path.exists(session.place(RESUME)))
-    if used:
-        with contextlib.suppress(OSError):
-            os.unlink(session.place(JOURNAL))
+    if os.path.exists(session.place(JOURNAL)):
         collect(store, ending=session.name)
 
 
@@ -134,7 +126,7 @@ def collect(store: Store, *, resumable: bool = True, ending: str = "") -> Freed:
     _sweep_caches(store, marked, freed)
     _sweep_blobs(store, marked, freed)
     _sweep_objects(store, marked, freed)
-    _empty_trash(store)
+    empty_trash(store)
     return freed
 
 
@@ -169,12 +161,11 @@ def _mark(db: sqlite3.Connection, living: dict[str, int], resumable: bool) -> _M
 
 def _bury_snapshots(store: Store, db: sqlite3.Connection) -> None:
     """Directories without a row: their creation or removal was cut off (both hold this lock)."""
-    rows = {name for (name,) in db.execute("SELECT id FROM snapshots").fetchall()}
-    bases: set[str] = set()
-    for (listed,) in db.execute("SELECT bases FROM snapshots").fetchall():
-        bases.update(json.loads(listed))
+    from cowstore.snapshots import live_places
+
+    live = live_places(db)
     for name in os.listdir(store.layout.path("snapshots")):
-        if name not in rows and name not in bases:
+        if name not in live:
             to_trash(store, store.layout.snapshot(name))
 
 
@@ -261,7 +252,8 @@ def to_trash(store: Store, path: str) -> None:
         os.rename(path, store.layout.path("trash", os.urandom(8).hex()))
 
 
-def _empty_trash(store: Store) -> None:
+def empty_trash(store: Store) -> None:
+    """Delete what was taken out of its place; left to another process if one is at it."""
     lock = Lock.acquire(store.layout.path("locks", "trash"), wait=False)
     if lock is None:
         return  # another is at it

@@ -34,7 +34,7 @@ CREATE TABLE names (
 CREATE INDEX names_of_image ON names (image);
 CREATE TABLE snapshots (
     id TEXT PRIMARY KEY, image TEXT NOT NULL, layers TEXT NOT NULL, bases TEXT NOT NULL,
-    parent TEXT NOT NULL, created_at REAL NOT NULL, quota INTEGER NOT NULL) WITHOUT ROWID;
+    parent TEXT NOT NULL, created_at REAL NOT NULL, place TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE cache (
     parent TEXT NOT NULL, key TEXT NOT NULL, image TEXT NOT NULL,
     PRIMARY KEY (parent, key)) WITHOUT ROWID;

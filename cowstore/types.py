@@ -108,16 +108,17 @@ class Snapshot:
     @property
     def options(self) -> tuple[str, ...]:
         """``-o`` words for the union, lowers, upper and work directory included."""
-        below = ":".join(_escaped(path) for path in self.lowers.paths)
+        below = ":".join(escaped(path) for path in self.lowers.paths)
         return (
             f"lowerdir={below}",
-            f"upperdir={_escaped(self.upper)}",
-            f"workdir={_escaped(self.work)}",
+            f"upperdir={escaped(self.upper)}",
+            f"workdir={escaped(self.work)}",
             *self.lowers.options,
         )
 
 
-def _escaped(path: Path) -> str:
+def escaped(path: Path) -> str:
+    """A path as an option of mount takes it."""
     return str(path).replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 

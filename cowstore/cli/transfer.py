@@ -24,7 +24,7 @@ def _import_parser(parser: argparse.ArgumentParser) -> None:
         "--blobs",
         choices=("auto", "keep", "drop"),
         default="auto",
-        help="keep compressed layers as they came; auto: not large ones that are mostly here already",
+        help="keep compressed layers as they came; auto: not large ones that are mostly here",
     )
     parser.add_argument(
         "--max-ratio", type=int, default=0, metavar="N", help="accept more than 200 times inflated"

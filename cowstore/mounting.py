@@ -1,0 +1,108 @@
+"""Unions of images and snapshots: the store's side of a mount.
+
+A mounted snapshot is a held lock, a mounted image a session with leases; both are
+descriptors that the union's daemon inherits, and so end with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cowstore.errors import NotFound, StoreError
+from cowstore.locks import Lock, Session, check_snapshot_free
+from cowstore.types import Image, Lowers, Snapshot, escaped
+
+if TYPE_CHECKING:
+    from cowstore.store import Store
+
+
+def find_mountable(store: Store, what: str) -> Snapshot | Image:
+    """A snapshot, or else an image, of that name.
+
+    Raises:
+        NotFound: neither.
+    """
+    try:
+        return store.snapshot(what)
+    except NotFound:
+        pass
+    try:
+        return store.resolve(what)
+    except NotFound:
+        raise NotFound(
+            f"neither a snapshot nor an image is called {what}", "cowstore snapshot list"
+        ) from None
+
+
+def mount(
+    store: Store, what: str, mountpoint: str, options: Sequence[str], *, foreground: bool = False
+) -> int:
+    """See ``Store.mount``; with ``foreground`` it serves until unmounted.
+
+    Raises:
+        UserError: nothing is mounted then.
+    """
+    found = find_mountable(store, what)
+    held = hold(store, found)
+    try:
+        return _mount(found, store, mountpoint, options, foreground)
+    finally:
+        release(held)
+
+
+def hold(store: Store, what: Snapshot | Image) -> Lock | Session | None:
+    """Keep what is about to be mounted from being removed, as long as this process (or a child).
+
+    Raises:
+        StoreError: the snapshot is mounted already.
+    """
+    if isinstance(what, Snapshot):
+        return check_snapshot_free(store.layout, what.id)
+    if store.layout.read_only:
+        return None
+    session = Session(store.layout)
+    for diff_id in dict.fromkeys(what.layers):
+        store.database.lease_layer(session.name, diff_id)
+    return session
+
+
+def release(held: Lock | Session | None) -> None:
+    """Let go of what ``hold`` gave."""
+    if isinstance(held, Session):
+        held.close()
+    elif held is not None:
+        held.release()
+
+
+def _mount(
+    what: Snapshot | Image,
+    store: Store,
+    mountpoint: str,
+    words: Sequence[str],
+    foreground: bool,
+) -> int:
+    from dataclasses import replace
+
+    from unionfs import options as mount_options
+    from unionfs.daemon import mount as mount_union
+
+    below: Lowers
+    if isinstance(what, Snapshot):
+        below, name = what.lowers, what.id
+        told = [*what.options, *words]
+    else:
+        below, name = store.lowers(what), (what.names or (what.short_id,))[0]
+        listed = ":".join(escaped(path) for path in below.paths)
+        told = [f"lowerdir={listed}", *below.options, *words]
+    options = mount_options.build(told, lowers=[], upper=None, work=None, mountpoint=mountpoint)
+    if options.unknown:
+        raise StoreError(f"unknown option: {', '.join(options.unknown)}", "man pyunion-mount")
+    options = replace(
+        options,
+        foreground=foreground,
+        fsname=options.fsname or f"cowstore:{name}",
+    )
+    # The connection to the database does not survive the fork that follows.
+    store.close()
+    return mount_union(mount_options.check(options))

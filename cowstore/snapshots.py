@@ -1,0 +1,249 @@
+"""Snapshots: writable copies of an image, each an upper and a work directory.
+
+Creating one makes two directories and a row, in one transaction, so that a crash leaves
+neither or a directory without a row, which the next collection takes. The row says which
+*place* (a directory in ``snapshots/``) has the changes. Cloning moves nothing: the place so far
+becomes a *base*, a lower of both, and both get a new place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import sqlite3
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cowstore.errors import NotFound, StoreError
+from cowstore.locks import JOURNAL, check_snapshot_free
+from cowstore.types import Image, Lowers, Snapshot
+
+if TYPE_CHECKING:
+    from cowstore.store import Store
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_COLUMNS = "id, image, layers, bases, parent, created_at, place"
+#: What a union over any image is told: an upper then never refers to what lies beneath it,
+#: and a commit reads nothing else.
+_OPTIONS = ("redirect_dir=copy",)
+#: Whether unions lie on views; else on trees.
+VIEWS = False
+
+
+def lowers(store: Store, image: Image, *, view: bool) -> Lowers:
+    """See ``Store.lowers``."""
+    return _lowers_of(store, list(image.layers), view=view)
+
+
+def _lowers_of(store: Store, layers: list[str], *, view: bool) -> Lowers:
+    from cowstore import caches
+
+    if view:
+        path = caches.view_path(store, layers)
+        owners = () if os.geteuid() == 0 and _all_owners() else ("xattr_permissions=2",)
+        return Lowers((Path(path),), (*_OPTIONS, *owners), True)
+    flavour = caches.default_flavour()
+    path = caches.tree_path(store, layers, flavour)
+    words = ("xattr_permissions=2",) if flavour == "override" else ()
+    return Lowers((Path(path),), (*_OPTIONS, *words), False)
+
+
+def _all_owners() -> bool:
+    """Whether files can be given to anybody: in the initial user namespace, as root."""
+    from unionfs.sys import calls
+
+    return calls.in_initial_user_namespace()
+
+
+def check_id(text: str) -> str:
+    """A snapshot's id.
+
+    Raises:
+        StoreError: not one.
+    """
+    if not _ID.fullmatch(text):
+        raise StoreError(
+            f"{text!r}: not an id for a snapshot", "letters, digits, '.', '_' and '-', 64 at most"
+        )
+    return text
+
+
+def create(store: Store, image: Image, id: str | None, *, parent: str = "") -> Snapshot:
+    """See ``Store.snapshot_create``."""
+    name = check_id(id) if id is not None else secrets.token_hex(6)
+    below = lowers(store, image, view=VIEWS)
+    place, made = _insert(store, name, image.id, list(image.layers), parent)
+    return _snapshot(store, name, image.id, [], parent, made, place, below)
+
+
+def _insert(
+    store: Store, name: str, image: str, layers: list[str], parent: str
+) -> tuple[str, float]:
+    """The row and the directories; (place, time)."""
+    now = time.time()
+    with store.database.write() as db:
+        if db.execute("SELECT 1 FROM snapshots WHERE id=?", (name,)).fetchone():
+            raise StoreError(f"there is a snapshot {name} already", "choose another --id")
+        if not db.execute("SELECT 1 FROM images WHERE id=?", (image,)).fetchone():
+            # In a store that is only read: its layers cannot vanish from here.
+            store.resolve(image)
+        place = _new_place(store, name)
+        _add_row(db, name, image, json.dumps(layers), [], parent, now, place)
+    return place, now
+
+
+def _add_row(
+    db: sqlite3.Connection,
+    name: str,
+    image: str,
+    layers: str,
+    bases: list[str],
+    parent: str,
+    now: float,
+    place: str,
+) -> None:
+    db.execute(
+        "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (name, image, layers, json.dumps(bases), parent, now, place),
+    )
+
+
+def _new_place(store: Store, name: str) -> str:
+    """Make the directories of a snapshot; called in the transaction that records them."""
+    place = name
+    if os.path.lexists(store.layout.snapshot(place)):
+        place = f"{name}~{secrets.token_hex(4)}"  # an older one of that name is a base now
+    _make_directories(store.layout.snapshot(place))
+    return place
+
+
+def _make_directories(path: str) -> None:
+    os.mkdir(path, 0o700)
+    # The upper shows through as the root of the container: everybody may enter it.
+    os.mkdir(f"{path}/upper", 0o755)
+    os.chmod(f"{path}/upper", 0o755)
+    os.mkdir(f"{path}/work", 0o700)
+
+
+def _snapshot(
+    store: Store,
+    name: str,
+    image: str,
+    bases: list[str],
+    parent: str,
+    created_at: float,
+    place: str,
+    below: Lowers,
+) -> Snapshot:
+    path = Path(store.layout.snapshot(place))
+    if bases:
+        frozen = tuple(Path(store.layout.snapshot(base)) / "upper" for base in bases)
+        below = Lowers((*frozen, *below.paths), below.options, below.view)
+    return Snapshot(name, image, path / "upper", path / "work", below, parent, created_at)
+
+
+def _from_row(store: Store, row: tuple[Any, ...]) -> Snapshot:
+    name, image, layers, bases, parent, created_at, place = row
+    below = _lowers_of(store, json.loads(layers), view=VIEWS)
+    return _snapshot(store, name, image, json.loads(bases), parent, created_at, place, below)
+
+
+def find(store: Store, id: str) -> Snapshot:
+    """See ``Store.snapshot``.
+
+    Raises:
+        NotFound: none, or several begin like that.
+    """
+    row = store.database.row(f"SELECT {_COLUMNS} FROM snapshots WHERE id=?", id)
+    if row is None and _ID.fullmatch(id):
+        rows = store.database.rows(
+            f"SELECT {_COLUMNS} FROM snapshots WHERE substr(id, 1, ?)=? LIMIT 2", len(id), id
+        )
+        if len(rows) > 1:
+            raise NotFound(f"several snapshots begin with {id}", "give more of the id")
+        row = rows[0] if rows else None
+    if row is None:
+        raise NotFound(f"no snapshot is called {id}", "cowstore snapshot list")
+    return _from_row(store, row)
+
+
+def all_snapshots(store: Store) -> list[Snapshot]:
+    """See ``Store.snapshots``."""
+    rows = store.database.rows(f"SELECT {_COLUMNS} FROM snapshots ORDER BY created_at")
+    return [_from_row(store, row) for row in rows]
+
+
+def clone(store: Store, id: str, new: str | None) -> Snapshot:
+    """See ``Store.snapshot_clone``."""
+    name = check_id(new) if new is not None else secrets.token_hex(6)
+    original = find(store, id)
+    with check_snapshot_free(store.layout, original.id) as lock:
+        with store.database.write() as db:
+            row = db.execute(
+                "SELECT image, layers, bases, place FROM snapshots WHERE id=?", (original.id,)
+            ).fetchone()
+            if row is None:
+                raise NotFound(f"no snapshot is called {id}", "cowstore snapshot list")
+            if db.execute("SELECT 1 FROM snapshots WHERE id=?", (name,)).fetchone():
+                raise StoreError(f"there is a snapshot {name} already", "choose another --id")
+            image, layers, listed, place = row
+            bases = json.loads(listed)
+            if os.listdir(store.layout.path("snapshots", place, "upper")):
+                bases = [place, *bases]
+                fresh = _new_place(store, original.id)
+                _same_root(store, place, fresh)
+                db.execute(
+                    "UPDATE snapshots SET bases=?, place=? WHERE id=?",
+                    (json.dumps(bases), fresh, original.id),
+                )
+            mine = _new_place(store, name)
+            _same_root(store, place, mine)
+            _add_row(db, name, image, layers, bases, original.id, time.time(), mine)
+        lock.release(remove=True)
+    return find(store, name)
+
+
+def _same_root(store: Store, old: str, new: str) -> None:
+    """A new upper's root looks like the old one's: owner, mode, attributes, but for our marks."""
+    source, target = (store.layout.path("snapshots", place, "upper") for place in (old, new))
+    st = os.stat(source)
+    for text in os.listxattr(source):
+        if not text.endswith((".opaque", ".origin", ".impure")):
+            os.setxattr(target, text, os.getxattr(source, text))
+    if (st.st_uid, st.st_gid) != (os.geteuid(), os.getegid()):
+        os.chown(target, st.st_uid, st.st_gid)
+    os.chmod(target, st.st_mode & 0o7777)
+    os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+def live_places(db: sqlite3.Connection) -> set[str]:
+    """Places that a snapshot has its changes in, now or as a base."""
+    found: set[str] = set()
+    for place, listed in db.execute("SELECT place, bases FROM snapshots").fetchall():
+        found.add(place)
+        found.update(json.loads(listed))
+    return found
+
+
+def remove(store: Store, id: str) -> None:
+    """See ``Store.snapshot_remove``."""
+    from cowstore.collect import empty_trash, to_trash
+
+    row = store.database.row("SELECT id FROM snapshots WHERE id=?", id)
+    name = row[0] if row else find(store, id).id
+    with check_snapshot_free(store.layout, name) as lock:
+        with store.session() as session:
+            # A crash between row and directories leaves them to the sweep, which a journal calls.
+            with open(session.place(JOURNAL), "w", encoding="ascii"):
+                pass
+            with store.database.write() as db:
+                before = live_places(db)
+                db.execute("DELETE FROM snapshots WHERE id=?", (name,))
+                gone = before - live_places(db)
+            for place in gone:
+                to_trash(store, store.layout.snapshot(place))
+        lock.release(remove=True)
+    empty_trash(store)

@@ -1,0 +1,77 @@
+"""The index of a view: one file, written once, mapped into memory, never parsed.
+
+All numbers little-endian. ``P`` is a position in the file.
+
+======  ====  =======================================================================
+offset  size  field
+======  ====  =======================================================================
+0       8     ``COWVIEW2``
+8       32    sha256 of everything from offset 40 on
+40      8     tag: bits 32 to 61 of every inode number
+48      4     number of inodes, N
+52      4     number of names, D
+56      4     number of content objects, M
+60      4     zero
+64      8*9   P of the sections below, in order; then the file's length
+======  ====  =======================================================================
+
+===========  ==========  ================================================================
+section      size        content
+===========  ==========  ================================================================
+inodes       128 * N     ``struct fuse_attr`` (88), then eight u32: see ``INODE_REST``
+cookies      8 * D       place of each name in its directory; ascending in each directory
+child        4 * D       inode of each name
+parent       4 * D       directory (an inode) of each name
+plus_ends    4 * (D+1)   where the record of each name begins and ends in ``plus``
+plain_ends   4 * (D+1)   the same for ``plain``
+plus         ...         READDIRPLUS records, ready to send
+plain        ...         READDIR records, ready to send
+strings      ...         symlink targets; packed xattrs; u32 lists; object names (23 * M, first)
+===========  ==========  ================================================================
+
+Names of one directory are neighbours. Inode ``i`` has the number
+``1 << 62 | tag << 32 | i``; the root is inode 0. Records are of Linux's FUSE protocol 7.31
+(include/uapi/linux/fuse.h: fuse_direntplus, fuse_dirent) with times that never run out; a view
+is a cache, so another protocol needs another view and nothing more.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+MAGIC: Final = b"COWVIEW2"
+HEADER: Final = struct.Struct("<8s32sQIIII10Q")
+ATTR: Final = struct.Struct("<QQQqqqIIIIIIIIII")
+#: first, count: of a directory its names; of a symlink its target (strings); of a regular file the
+#: object (first; NONE if empty). xattrs, length: packed (strings). name: one of its names.
+#: links, of a file with several names: u32 list of them (strings), as many as nlink. parent: of a
+#: directory, the inode above it. flags: see below.
+INODE_REST: Final = struct.Struct("<IIIIIIII")
+INODE_SIZE: Final = 128
+PLUS: Final = struct.Struct("<QQQQII" + "QQQqqqIIIIIIIIII" + "QQII")
+PLAIN: Final = struct.Struct("<QQII")
+XATTR: Final = struct.Struct("<HI")
+NONE: Final = 0xFFFFFFFF
+INO_BIT: Final = 1 << 62
+FOREVER: Final = 1 << 40
+SECTIONS: Final = 9
+FIRST_COOKIE: Final = 16
+COOKIE_MASK: Final = 0x7FFFFFFFFFFFFFF0
+
+
+def pack_xattrs(xattrs: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Names and values as ``strings`` has them."""
+    return b"".join(XATTR.pack(len(name), len(value)) + name + value for name, value in xattrs)
+
+
+def unpack_xattrs(data: bytes) -> dict[bytes, bytes]:
+    """The inverse."""
+    found = {}
+    at = 0
+    while at < len(data):
+        name, value = XATTR.unpack_from(data, at)
+        at += XATTR.size
+        found[data[at : at + name]] = data[at + name : at + name + value]
+        at += name + value
+    return found
