@@ -137,6 +137,20 @@ def _view(inner: tuple[Range, ...]) -> tuple[Range, ...]:
     return tuple((outside, inside, count) for inside, outside, count in inner)
 
 
+def _split(inner: tuple[Range, ...], outer: tuple[Range, ...]) -> tuple[Range, ...]:
+    """The same mapping in pieces that each lie in one range of the namespace above.
+
+    The kernel refuses a line that spans two (kernel/user_namespace.c, map_id_range_down).
+    """
+    pieces = []
+    for inside, outside, count in inner:
+        for first, _, length in sorted(outer):
+            low, high = max(outside, first), min(outside + count, first + length)
+            if low < high:
+                pieces.append((inside + low - outside, low, high - low))
+    return tuple(pieces)
+
+
 def plan_ids(mode: str, who: Callers, taken: tuple[tuple[int, int], ...] = ()) -> IdPlan:
     """The mappings for ``--userns MODE``; ``taken`` are (first, count) of other ``auto`` ones.
 
@@ -172,8 +186,8 @@ def plan_ids(mode: str, who: Callers, taken: tuple[tuple[int, int], ...] = ()) -
         mode=word or "private",
         outer_uids=outer_uids,
         outer_gids=outer_gids,
-        inner_uids=inner_uids,
-        inner_gids=inner_gids,
+        inner_uids=_split(inner_uids, outer_uids),
+        inner_gids=_split(inner_gids, outer_gids),
         view_uids=_view(inner_uids),
         view_gids=_view(inner_gids),
         daemon=total - 1,
@@ -216,3 +230,49 @@ def _auto(option: str, usable: int, taken: tuple[tuple[int, int], ...]) -> tuple
             "add ranges to /etc/subuid and /etc/subgid, or ask for fewer: --userns auto:size=1000",
         )
     return ((0, at, wanted),)
+
+
+def show_foreign_as_root(plan: IdPlan) -> IdPlan:
+    """The same plan over a tree whose owners have no name in the outer namespace.
+
+    There they all are the overflow id 65534, and are shown as root. The container's own 65534
+    (nobody) is then kept on disk as a spare id, which the container gives up.
+    """
+    if plan.single or not plan.helpers:
+        return plan
+    base: list[Range] = [(0, 0, min(_OVERFLOW, plan.daemon)), (0, _OVERFLOW, 1)]
+    spare = plan.daemon - 1
+    inner_uids, inner_gids = plan.inner_uids, plan.inner_gids
+    if spare > _OVERFLOW:
+        base += [(_OVERFLOW, spare, 1), (_OVERFLOW + 1, _OVERFLOW + 1, spare - _OVERFLOW - 1)]
+        inner_uids, inner_gids = _without(inner_uids, spare), _without(inner_gids, spare)
+    return plan.replace(
+        inner_uids=inner_uids,
+        inner_gids=inner_gids,
+        view_uids=_compose(inner_uids, base),
+        view_gids=_compose(inner_gids, base),
+    )
+
+
+_OVERFLOW = 65534
+
+
+def _without(ranges: tuple[Range, ...], outer_id: int) -> tuple[Range, ...]:
+    kept: list[Range] = []
+    for inside, outside, count in ranges:
+        before = max(0, min(count, outer_id - outside))
+        after = max(0, min(count, outside + count - outer_id - 1))
+        kept.append((inside, outside, before))
+        kept.append((inside + count - after, outside + count - after, after))
+    return tuple(part for part in dict.fromkeys(kept) if part[2] > 0)
+
+
+def _compose(inner: tuple[Range, ...], base: list[Range]) -> tuple[Range, ...]:
+    """(outer, disk, count) from (container, outer, count) and (container, disk, count)."""
+    found = []
+    for shown, disk, length in base:
+        for inside, outside, count in inner:
+            low, high = max(shown, inside), min(shown + length, inside + count)
+            if low < high:
+                found.append((outside + low - inside, disk + low - shown, high - low))
+    return tuple(found)

@@ -59,6 +59,14 @@ class Record:
         """A copy with some fields changed."""
         return type(self)(**{**self.__dict__, **changes})
 
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Self:
+        """A record of what ``to_data`` gave (lists become tuples); TypeError if it is none."""
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        return cls(**fields)
+
     def to_data(self) -> dict[str, Any]:
         """Plain dictionaries and lists, for printing."""
         return {name: _plain(getattr(self, name)) for name in self._fields}

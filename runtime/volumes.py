@@ -139,9 +139,7 @@ def _tmpfs_options(words: list[str], what: str) -> tuple[str, ...]:
         key, equals, value = word.partition("=")
         if key == "size":
             chosen.append(f"size={value if value.endswith('%') else size(value, what)}")
-        elif key in ("mode", "uid", "gid", "nr_inodes") and equals:
-            chosen.append(word)
-        elif word in _PLAIN:
+        elif (key in ("mode", "uid", "gid", "nr_inodes") and equals) or word in _PLAIN:
             chosen.append(word)
         elif word and word not in _LABELS and word != "tmpcopyup":
             raise RunError(f"{what}: unknown option {word}")

@@ -1,0 +1,89 @@
+"""What the processes of one start tell each other: short messages, and descriptors.
+
+A ``Channel`` is one end of a SOCK_SEQPACKET pair: messages keep their borders,
+several processes may write to one end, and the end of all of them is seen.
+``_socket`` is what ``socket`` wraps; the wrapper costs 3 ms to import.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import struct
+
+from runtime.errors import RunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MAX = 1 << 16
+_MAX_FDS = 64
+
+
+class Channel:
+    """One end; ``fd`` may be polled."""
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+
+    def send(self, message: bytes, fds: Sequence[int] = ()) -> None:
+        """One message with descriptors.
+
+        Raises:
+            OSError: nobody is there any more.
+        """
+        ancillary = []
+        if fds:
+            packed = struct.pack(f"={len(fds)}i", *fds)
+            ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed))
+        self.sock.sendmsg([message], ancillary, _socket.MSG_NOSIGNAL)
+
+    def receive(self) -> tuple[bytes, list[int]]:
+        """The next message and its descriptors (close-on-exec); empty at the end."""
+        space = _socket.CMSG_SPACE(4 * _MAX_FDS)
+        data, ancillary, _, _ = self.sock.recvmsg(_MAX, space, _socket.MSG_CMSG_CLOEXEC)
+        fds: list[int] = []
+        for level, kind, packed in ancillary:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                fds += struct.unpack(f"={len(packed) // 4}i", packed[: len(packed) // 4 * 4])
+        return data, fds
+
+    def send_error(self, error: BaseException) -> None:
+        """Tell an error so that ``raise_if_error`` raises it at the other end."""
+        if isinstance(error, RunError):
+            code, text, hint = error.code, str(error), error.hint
+        else:
+            code, text = 125, str(error) or type(error).__name__
+            hint = getattr(error, "hint", "")
+            if not isinstance(error, OSError) and type(error).__name__ != "UserError":
+                text = f"{type(error).__name__}: {text}"
+        data = "\n".join((str(code), text.replace("\n", " "), hint)).encode(errors="replace")
+        try:
+            self.send(b"E" + data[: _MAX - 1])
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Close this end."""
+        self.sock.close()
+
+
+def raise_if_error(message: bytes) -> None:
+    """Raise what ``send_error`` sent.
+
+    Raises:
+        RunError: the message is one.
+    """
+    if message.startswith(b"E"):
+        code, text, hint = message[1:].decode(errors="replace").split("\n", 2)
+        raise RunError(text, hint, int(code))
+
+
+def pair() -> tuple[Channel, Channel]:
+    """Two connected ends, both close-on-exec."""
+    left, right = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
+    for end in (left, right):
+        os.set_inheritable(end.fileno(), False)
+    return Channel(left), Channel(right)

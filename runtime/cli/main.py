@@ -1,0 +1,104 @@
+"""The entry of pyrun: which command, and how errors become exit codes.
+
+``run``, ``start`` and ``exec`` give the command's own status, or 125 to 127 as
+container engines do; other commands 0, 1 for the caller's errors (125 from
+``run`` and ``create``), 2 for a bug of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from runtime.errors import RunError
+from unionfs.errors import UserError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_AS_ENGINES = ("run", "create", "start", "exec", "attach", "restart")
+_HERE = ("run", "create", "start", "attach")
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    from runtime.cli import parse
+    from runtime.cli.options import COMMANDS, STORE
+
+    values, command, rest = parse.split_command(arguments)
+    if values.get("version"):
+        from unionfs import __version__
+
+        sys.stdout.write(f"pyrun {__version__}\n")
+        return 0
+    if values.get("help") or not command or command == "help":
+        topic = rest[0] if command == "help" and rest and rest[0] in COMMANDS else ""
+        sys.stdout.write(parse.help_text(topic))
+        return 0 if command or values.get("help") else 1
+    if command in STORE:
+        from runtime.cli.store import pass_on
+
+        return pass_on(command, rest)
+    if command not in COMMANDS:
+        raise parse.unknown_command(command)
+    options, others = parse.command_values(command, rest)
+    if options.pop("help", False):
+        sys.stdout.write(parse.help_text(command))
+        return 0
+    from runtime.state import default_root
+
+    root = os.path.abspath(values["root"]) if values.get("root") else default_root()
+    if command in _HERE:
+        from runtime.cli import run
+
+        return int(getattr(run, command)(options, others, root))
+    if command == "exec":
+        from runtime.cli.execute import execute
+
+        return execute(options, others, root)
+    from runtime.cli import commands
+
+    return commands.run(command, options, others, root)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``pyrun``: shows errors, returns the exit code."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    command = next((word for word in words if not word.startswith("-")), "")
+    failed = 125 if command in _AS_ENGINES else 1
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except RunError as error:
+        code = error.code if command in _AS_ENGINES else 1
+        return _show(error, code)
+    except UserError as error:
+        return _show(error, failed)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        if "--debug" in words:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _show(UserError(f"{os.fsdecode(where)}{error.strerror or error}"), failed)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.write("error: this is a bug of pyrun\n")
+        return 2
+
+
+def _show(error: UserError, code: int) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {error.hint}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""The caller's side of an attachment: terminal and pipes, size, detach keys, signals."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import signal
+
+from runtime import jsonio
+from runtime.channel import Channel
+from runtime.errors import RunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_CHUNK = 1 << 16
+_TIOCGWINSZ = 0x5413
+_PROXIED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
+            signal.SIGUSR2, signal.SIGCONT)  # fmt: skip
+
+
+def parse_keys(text: str) -> bytes:
+    """``ctrl-p,ctrl-q`` as the bytes that a terminal sends; empty: there are none.
+
+    Raises:
+        RunError: not understood.
+    """
+    keys = bytearray()
+    for word in text.split(",") if text else ():
+        key = word.removeprefix("ctrl-")
+        if key != word and len(key) == 1 and ("a" <= key <= "z" or key in "@[\\]^_"):
+            keys.append(ord(key.upper()) & 0x1F)
+        elif len(word) == 1 and word.isascii():
+            keys.append(ord(word))
+        else:
+            raise RunError(f"--detach-keys {text}: not understood", "for example ctrl-p,ctrl-q")
+    return bytes(keys)
+
+
+class RawTerminal:
+    """Standard input in raw mode (termios(3)) while inside the ``with``."""
+
+    def __init__(self, enable: bool) -> None:
+        self.saved: list[Any] | None = None
+        self.enable = enable
+
+    def __enter__(self) -> RawTerminal:
+        if self.enable:
+            import termios
+            import tty
+
+            try:
+                self.saved = termios.tcgetattr(0)
+                tty.setraw(0)
+            except termios.error:
+                self.saved = None
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.saved is not None:
+            import termios
+
+            termios.tcsetattr(0, termios.TCSADRAIN, self.saved)
+
+
+def window_size() -> tuple[int, int] | None:
+    """Rows and columns of the terminal at standard output or input."""
+    import fcntl
+    import struct
+
+    for fd in (1, 0, 2):
+        try:
+            packed = fcntl.ioctl(fd, _TIOCGWINSZ, bytes(8))
+        except OSError:
+            continue
+        rows, columns, _, _ = struct.unpack("HHHH", packed)
+        return rows, columns
+    return None
+
+
+class Detached(Exception):
+    """The detach keys were typed."""
+
+
+class Relay:
+    """Carries bytes between our standard streams and an attachment's pipes.
+
+    ``source`` takes what is typed (-1: nothing), ``outputs`` maps what is read to our own
+    descriptors.
+    """
+
+    def __init__(
+        self, channel: Channel, source: int, outputs: dict[int, int], keys: bytes, tty: bool
+    ) -> None:
+        self.channel = channel
+        self.source = source
+        self.outputs = outputs
+        self.keys = keys
+        self.tty = tty
+        self.held = b""
+        self.poll = select.poll()
+
+    def run(self) -> dict[str, Any]:
+        """Until the container has ended; what its supervisor says then.
+
+        Raises:
+            Detached: by the keys.
+            RunError: the supervisor has died.
+        """
+        self.poll.register(self.channel.fd, select.POLLIN)
+        for fd in self.outputs:
+            self.poll.register(fd, select.POLLIN)
+        if self.source >= 0:
+            self.poll.register(0, select.POLLIN)
+        while True:
+            for fd, _events in self.poll.poll():
+                if fd in self.outputs:
+                    self._output(fd)
+                elif fd == 0:
+                    self._input()
+                elif fd == self.channel.fd:
+                    message, _ = self.channel.receive()
+                    if not message:
+                        raise RunError(
+                            "the container's supervisor has died", "see: pyrun ps -a", 125
+                        )
+                    word = jsonio.loads(message)
+                    if "exit" in word or "error" in word:
+                        for fd in list(self.outputs):
+                            while fd in self.outputs:
+                                self._output(fd)
+                        return dict(word)
+
+    def _output(self, fd: int) -> None:
+        data = os.read(fd, _CHUNK)
+        target = self.outputs[fd]
+        if not data:
+            self.poll.unregister(fd)
+            del self.outputs[fd]
+            return
+        try:
+            while data:
+                data = data[os.write(target, data) :]
+        except BrokenPipeError:
+            self.poll.unregister(fd)
+            del self.outputs[fd]
+            os.close(fd)  # the container sees that nobody reads
+
+    def _input(self) -> None:
+        try:
+            data = os.read(0, _CHUNK)
+        except OSError:
+            data = b""
+        if not data:
+            self._end_input()
+            return
+        if self.tty and self.keys:
+            data = self._without_keys(data)
+        try:
+            while data:
+                data = data[os.write(self.source, data) :]
+        except BrokenPipeError:
+            self._end_input()
+
+    def _end_input(self) -> None:
+        self.poll.unregister(0)
+        os.close(self.source)
+        self.source = -1
+
+    def _without_keys(self, data: bytes) -> bytes:
+        """What goes on to the container; the start of the sequence is held back."""
+        passed = bytearray()
+        for index in range(len(data)):
+            self.held += data[index : index + 1]
+            if self.held == self.keys:
+                raise Detached
+            while self.held and not self.keys.startswith(self.held):
+                passed += self.held[:1]
+                self.held = self.held[1:]
+        return bytes(passed)
+
+
+def proxy(channel: Channel, *, tty: bool, signals: bool) -> None:
+    """Pass signals, and the terminal's size when it changes, to the supervisor."""
+
+    def send(word: dict[str, Any]) -> None:
+        try:
+            channel.send(jsonio.dumps(word).encode())
+        except OSError:
+            pass
+
+    if signals:
+        for number in _PROXIED:
+            signal.signal(number, lambda n, _frame: send({"signal": n}))
+    if tty:
+
+        def resize(_number: int, _frame: object) -> None:
+            size = window_size()
+            if size is not None:
+                send({"resize": list(size)})
+
+        signal.signal(signal.SIGWINCH, resize)
+        resize(0, None)
+
+
+def connect(directory: str) -> Channel:
+    """A connection to the supervisor of the container in ``directory``.
+
+    Raises:
+        RunError: there is none.
+    """
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
+    try:
+        sock.connect(f"/proc/self/fd/{fd}/socket")
+    except OSError:
+        sock.close()
+        raise RunError("the container is not running", "pyrun start begins it again") from None
+    finally:
+        os.close(fd)
+    os.set_inheritable(sock.fileno(), False)
+    return Channel(sock)
+
+
+def ask(
+    directory: str, request: dict[str, Any], fds: tuple[int, ...] = ()
+) -> tuple[dict[str, Any], list[int]]:
+    """One request to the supervisor, and its answer.
+
+    Raises:
+        RunError: it is not there, or refuses.
+    """
+    channel = connect(directory)
+    try:
+        channel.send(jsonio.dumps(request).encode(), fds)
+        message, received = channel.receive()
+    except OSError:
+        message, received = b"", []
+    finally:
+        channel.close()
+    if not message:
+        raise RunError("the container's supervisor has died", "see: pyrun ps -a")
+    answer = jsonio.loads(message)
+    if answer.get("error") and "exit" not in answer:
+        raise RunError(str(answer["error"]), str(answer.get("hint", "")))
+    return answer, received

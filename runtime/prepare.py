@@ -1,0 +1,314 @@
+"""From a request to a container's directory and plan: looks everything up, changes little."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from runtime import cgroups, facts, ids, images, network, spec, state
+from runtime.errors import RunError
+from runtime.plan import NetworkPlan, Plan, RootPlan, make
+from runtime.request import RunRequest
+from runtime.volumes import Volume, parse_mount, parse_tmpfs, parse_volume
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def request_of(container: state.Container) -> RunRequest:
+    """The stored request.
+
+    Raises:
+        RunError: config.json cannot be read.
+    """
+    try:
+        return RunRequest.from_data(container.config.get("request", {}))
+    except TypeError as error:
+        raise RunError(f"{container.path('config.json')}: {error}") from None
+
+
+def check(request: RunRequest) -> None:
+    """What can be told without looking at anything.
+
+    Raises:
+        RunError: contradictions and unknown words.
+    """
+    if request.rootfs and request.image:
+        raise RunError("both an image and --rootfs", "give one")
+    if not request.rootfs and not request.image:
+        raise RunError("no image", "pyrun run IMAGE COMMAND, or --rootfs DIR")
+    if request.storage not in ("auto", "union", "kernel", "copy"):
+        raise RunError(f"--storage {request.storage}: expected auto, union, kernel or copy")
+    if request.limits not in ("strict", "best-effort"):
+        raise RunError(f"--limits {request.limits}: expected strict or best-effort")
+    word, _, most = request.restart.partition(":")
+    if word not in ("no", "on-failure", "always", "unless-stopped") or (
+        most and (word != "on-failure" or not most.isdigit())
+    ):
+        raise RunError(
+            f"--restart {request.restart}: unknown policy",
+            "expected no, on-failure[:N], always or unless-stopped",
+        )
+    if request.rm and word != "no":
+        raise RunError("--rm and --restart contradict each other")
+    if request.log_driver not in ("", "json-file", "k8s-file", "none"):
+        raise RunError(f"--log-driver {request.log_driver}: expected json-file or none")
+    from runtime.console import parse_keys
+    from runtime.values import real, signal_number
+
+    parse_keys(request.detach_keys)
+    real(request.stop_timeout, "--stop-timeout", 0)
+    if request.stop_signal:
+        signal_number(request.stop_signal)
+
+
+def image_of(request: RunRequest) -> tuple[str, dict[str, Any]]:
+    """The image's id and config part; nothing for a --rootfs.
+
+    Raises:
+        RunError: no such image, or no such directory.
+    """
+    if not request.rootfs:
+        return images.find(request.image, request.pull, request.platform)
+    try:
+        mode = os.stat(request.rootfs).st_mode
+        os.listdir(request.rootfs)
+    except OSError as error:
+        raise RunError(f"--rootfs {request.rootfs}: {error.strerror}") from None
+    if not stat.S_ISDIR(mode):
+        raise RunError(f"--rootfs {request.rootfs}: not a directory")
+    return "", {}
+
+
+def _volumes(
+    request: RunRequest, image: dict[str, Any], containers: state.Containers, container: str
+) -> list[tuple[Volume, str]]:
+    """The user's mounts with their host paths; named volumes and -v directories are made.
+
+    Raises:
+        RunError: a source that is not there.
+    """
+    wanted: dict[str, Volume] = {}
+    for name in request.volumes_from:
+        other = containers.find(name.partition(":")[0])
+        for entry in other.config.get("volumes", ()):
+            volume = Volume.from_data(entry)
+            wanted[volume.target] = volume
+    for target in image.get("Volumes") or {}:
+        volume = parse_volume(str(target))
+        wanted.setdefault(volume.target, volume)
+    for volume in (
+        *map(parse_volume, request.volume),
+        *map(parse_mount, request.mount),
+        *map(parse_tmpfs, request.tmpfs),
+    ):
+        wanted[volume.target] = volume
+    return [
+        _placed(volume, containers.root, container, index)
+        for index, volume in enumerate(wanted.values())
+    ]
+
+
+def _placed(volume: Volume, root: str, container: str, index: int) -> tuple[Volume, str]:
+    if volume.kind == "tmpfs":
+        return volume, "tmpfs"
+    if volume.kind == "bind":
+        if volume.create and not os.path.lexists(volume.source):
+            try:
+                os.makedirs(volume.source)
+            except OSError as error:
+                raise RunError(f"volume {volume.source}: {error.strerror}") from None
+        if not os.path.exists(volume.source):
+            raise RunError(f"volume {volume.source}: no such file or directory")
+        return volume, volume.source
+    name = volume.source or f"{container[:32]}-{index}"
+    path = f"{root}/volumes/{name}/_data"
+    os.makedirs(path, 0o755, exist_ok=True)
+    return volume.replace(source=name), path
+
+
+def _root_plan(
+    request: RunRequest, container: state.Container, source: images.Source, plan: ids.IdPlan,
+    host: facts.HostFacts,
+) -> tuple[RootPlan, ids.IdPlan]:  # fmt: skip
+    kind = request.storage
+    if kind == "auto":
+        kind = "union" if not host.fuse else "kernel"
+    if kind == "union" and host.fuse:
+        raise RunError(
+            f"/dev/fuse {host.fuse}",
+            "modprobe fuse; the device must be readable and writable for you; or --storage kernel",
+        )
+    options = list(source.options)
+    if not source.view:
+        if plan.single:
+            options += ["squash_to_root", "xattr_permissions=2"]
+        elif kind == "union" and _is_foreign(source.lowers, plan):
+            plan = ids.show_foreign_as_root(plan)
+    options.append("volatile" if request.rm else "redirect_dir=copy")
+    root = RootPlan(
+        kind="plain" if kind == "copy" else kind,
+        lowers=source.lowers,
+        upper=source.upper,
+        work=source.work,
+        options=tuple(options),
+        view=source.view,
+        read_only=request.read_only,
+        mountpoint=container.path("root"),
+    )
+    if kind == "kernel" and source.view:
+        raise RunError("--storage kernel needs directories, and this image is an index")
+    if kind == "kernel" and plan.view_uids:
+        raise RunError(f"--storage kernel cannot translate ids for --userns {plan.mode}")
+    return root, plan
+
+
+def _is_foreign(lowers: tuple[str, ...], plan: ids.IdPlan) -> bool:
+    owner = os.stat(lowers[-1]).st_uid
+    return not any(first <= owner < first + count for _, first, count in plan.outer_uids)
+
+
+def _hostname(request: RunRequest, container: str) -> str:
+    if request.hostname:
+        if len(request.hostname) > 64 or "/" in request.hostname:
+            raise RunError(f"--hostname {request.hostname}: not a host name")
+        return request.hostname
+    return os.uname().nodename if request.uts == "host" else container[: state.SHORT]
+
+
+def _write_files(
+    request: RunRequest, container: state.Container, hostname: str, chosen: NetworkPlan
+) -> dict[str, str]:
+    """The files bound over /etc/hosts and so on, by target."""
+    files = {"/etc/hostname": f"{hostname}\n"}
+    if not request.no_hosts:
+        files["/etc/hosts"] = network.hosts(request, hostname, chosen)
+    if chosen.mode != "none" or request.dns:
+        files["/etc/resolv.conf"] = network.resolv_conf(request, chosen)
+    placed = {}
+    for target, text in files.items():
+        path = container.path(os.path.basename(target))
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(path, 0o644)
+        placed[target] = path
+    return placed
+
+
+def make_plan(
+    request: RunRequest,
+    container: state.Container,
+    image: dict[str, Any],
+    source: images.Source,
+    containers: state.Containers,
+    host: facts.HostFacts,
+) -> tuple[Plan, dict[str, Any], list[Volume]]:
+    """The plan, the OCI configuration it came from, and the volumes in it.
+
+    Raises:
+        RunError: something asked for cannot be done here.
+    """
+    who = host.callers
+    mode = request.userns
+    if mode == "single":
+        mode, who = "", who.replace(sub_uids=(), sub_gids=(), capable=False)
+    elif not who.capable and who.sub_uids and not (host.newuidmap and host.newgidmap):
+        raise RunError(
+            "newuidmap and newgidmap are not installed",
+            "apt-get install uidmap; or do with one id: --userns single",
+        )
+    taken = _taken_ids(containers) if mode.startswith("auto") else ()
+    id_plan = ids.plan_ids(mode, who, taken)
+    root, id_plan = _root_plan(request, container, source, id_plan, host)
+    chosen = network.choose(request, tuple(image.get("ExposedPorts") or ()))
+    limits = cgroups.plan(request, container.id, host.root)
+    hostname = _hostname(request, container.id)
+    volumes = _volumes(request, image, containers, container.id)
+    for name in ("root", "upper", "work"):
+        if name == "root" or source.upper == container.path("upper"):
+            os.makedirs(container.path(name), 0o755, exist_ok=True)
+    files = _write_files(request, container, hostname, chosen)
+    config = spec.build(
+        request, image, host, id_plan, volumes, files, hostname, cgroups.is_unified()
+    )
+    plan = make(
+        config,
+        container=container.id,
+        root=root,
+        ids=id_plan,
+        network=chosen,
+        cgroup=limits,
+        init=request.init,
+        machine=host.machine,
+        directory=container.directory,
+    )
+    if plan.process.scope_signals:
+        from runtime.sys import calls
+
+        if calls.landlock_abi() < 6:
+            raise RunError(
+                "--pid host with a single id would let the container signal its own file server",
+                "give the user subordinate ids (/etc/subuid), or use Linux 6.12 with Landlock",
+            )
+    return plan, config, [volume for volume, _ in volumes]
+
+
+def _taken_ids(containers: state.Containers) -> tuple[tuple[int, int], ...]:
+    found = []
+    for other in containers.all():
+        entry = other.config.get("auto_ids")
+        if entry:
+            found.append((int(entry[0]), int(entry[1])))
+    return tuple(found)
+
+
+def filter_program(plan: Plan, root: str) -> bytes:
+    """The seccomp program of a plan; empty for none.
+
+    Raises:
+        RunError: the profile cannot be read or understood.
+    """
+    from runtime import seccomp
+
+    word = plan.process.seccomp
+    if word == "unconfined":
+        return b""
+    directory = f"{root}/seccomp"
+    if word == "default":
+        key = f"{seccomp.VERSION}-{plan.machine}-{plan.process.capabilities:x}-{plan.ids.single:d}"
+
+        def build() -> bytes:
+            from runtime import caps
+            from runtime.seccomp_default import default_profile
+
+            names = tuple(
+                f"CAP_{name}"
+                for number, name in enumerate(caps.NAMES)
+                if plan.process.capabilities >> number & 1
+            )
+            profile = default_profile(names, plan.machine, fake_chown=plan.ids.single)
+            return seccomp.compile_profile(profile, plan.machine)
+
+        return seccomp.kept(key, directory, build)
+    from hashlib import sha256
+
+    from runtime import jsonio
+
+    try:
+        with open(word, "rb") as file:
+            text = file.read()
+    except OSError as error:
+        raise RunError(f"seccomp profile {word}: {error.strerror}") from None
+
+    def compile_text() -> bytes:
+        try:
+            profile = jsonio.loads(text)
+        except ValueError as error:
+            raise RunError(f"seccomp profile {word}: {error}") from None
+        if not isinstance(profile, dict):
+            raise RunError(f"seccomp profile {word}: not a JSON object")
+        return seccomp.compile_profile(profile, plan.machine)
+
+    key = f"{seccomp.VERSION}-{plan.machine}-{sha256(text).hexdigest()}"
+    return seccomp.kept(key, directory, compile_text)

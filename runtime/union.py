@@ -1,0 +1,142 @@
+"""The intermediate process: it mounts the root filesystem and serves it.
+
+It lives in the outer user namespace, parent of the container's, with an id that
+no container has, and cannot be traced: container root can neither signal it nor
+look into it. The mount is handed to the container as a detached tree and is
+gone here, so the last process of the container ends this one too.
+"""
+
+from __future__ import annotations
+
+import os
+
+from runtime.errors import RunError
+from runtime.sys import calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.plan import Plan, RootPlan
+
+
+def load() -> None:
+    """Import what serves a union."""
+    import unionfs.daemon
+    import unionfs.engine.direct
+    import unionfs.engine.mounting  # noqa: F401
+
+
+def _words(plan: Plan) -> list[str]:
+    """The ``-o`` words for the union."""
+    root = plan.root
+
+    def escaped(path: str) -> str:
+        return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+    words = [f"lowerdir={':'.join(escaped(path) for path in root.lowers)}"]
+    if root.upper:
+        words += [f"upperdir={escaped(root.upper)}", f"workdir={escaped(root.work)}"]
+    for name, ranges in (("uidmapping", plan.ids.view_uids), ("gidmapping", plan.ids.view_gids)):
+        if ranges:
+            words.append(f"{name}={':'.join(f'{a}:{b}:{c}' for a, b, c in ranges)}")
+    return [*words, *root.options]
+
+
+def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
+    """The union's detached tree, and what serves it until it is gone."""
+    from unionfs import daemon
+    from unionfs import options as mount_options
+    from unionfs.engine.mounting import MountRequest, open_mounted
+
+    options = mount_options.build(
+        [",".join(_words(plan))], lowers=[], upper=None, work=None, mountpoint=plan.root.mountpoint
+    )
+    if plan.root.view:
+        from cowstore.view import open_layer
+
+        options = mount_options.check(options)
+        union = daemon.open_union(options, open_layer)  # type: ignore[call-arg]
+    else:
+        options = mount_options.check(options)
+        union = daemon.open_union(options)
+    request = MountRequest(
+        mountpoint=plan.root.mountpoint,
+        source="pyunion",
+        fstype="fuse.pyunion",
+        read_only=options.union.read_only,
+        suid=True,
+        dev=False,
+        noexec=False,
+        atime=False,
+        allow_other=True,
+    )
+    fd = open_mounted(request)
+    tree = _take(plan.root.mountpoint)
+
+    def serve() -> None:
+        daemon.Daemon(options, union, fd, None).serve(None)
+
+    return tree, serve
+
+
+def _mount_kernel(root: RootPlan) -> int:
+    """The kernel's overlayfs (Documentation/filesystems/overlayfs.rst)."""
+    data: list[tuple[bytes, bytes | None]] = [
+        (b"lowerdir", ":".join(path.replace(":", "\\:") for path in root.lowers).encode())
+    ]
+    if root.upper:
+        data += [(b"upperdir", root.upper.encode()), (b"workdir", root.work.encode())]
+    data.append((b"userxattr", None))
+    try:
+        return calls.new_mount(b"overlay", data, 0)
+    except OSError as error:
+        raise RunError(
+            f"overlayfs in the kernel: {error.strerror}", "use --storage union"
+        ) from None
+
+
+def _take(mountpoint: str) -> int:
+    """The mount there as a detached tree; nothing stays mounted."""
+    tree = calls.open_tree(calls.AT_FDCWD, os.fsencode(mountpoint))
+    calls.umount2(os.fsencode(mountpoint), calls.MNT_DETACH)
+    return tree
+
+
+def mount_root(plan: Plan) -> tuple[int, Callable[[], None] | None]:
+    """The root's detached tree, and how to serve it (None: the kernel does).
+
+    Raises:
+        RunError, UserError: it cannot be mounted.
+    """
+    root = plan.root
+    if root.kind == "kernel":
+        return _mount_kernel(root), None
+    if root.kind == "plain":
+        return calls.open_tree(calls.AT_FDCWD, os.fsencode(root.lowers[0]), recursive=True), None
+    return _mount_union(plan)
+
+
+def hide(daemon_id: int) -> None:
+    """Leave the container's ids, and become untraceable.
+
+    The effective id stays: files are made by it. Signals ask for the real and the saved one
+    (kill(2)), tracing for all and for dumpability (ptrace(2), "Ptrace access mode checking").
+    """
+    if daemon_id >= 0:
+        os.setresgid(daemon_id, 0, daemon_id)
+        os.setresuid(daemon_id, 0, daemon_id)
+    calls.set_dumpable(False)
+
+
+def close_all_but(keep: list[int]) -> None:
+    """Nothing of the caller stays open here but what is named."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    low = 3
+    for fd in sorted(set(keep)):
+        if fd >= low:
+            os.closerange(low, fd)
+            low = fd + 1
+    os.closerange(low, 1 << 30)
