@@ -165,7 +165,7 @@ def _table(figures: Figures) -> Iterator[str]:
     yield '<div class="wide"><table><thead><tr>'
     heads = ["row", "unit", "cache", *(peer.name for peer in peers)]
     heads += [f"over {label}" for _, label in versus]
-    heads += ["goal", "messages", "daemon CPU"]
+    heads += ["goal FO / KO", "messages", "daemon CPU"]
     yield "".join(f"<th>{escape(head)}</th>" for head in heads)
     yield "</tr></thead><tbody>"
     for row in figures.rows():
@@ -191,13 +191,14 @@ def _table(figures: Figures) -> Iterator[str]:
 
 def _messages(figures: Figures, row: Row) -> str:
     counted = figures.messages(row, figures.ours.name) if figures.ours else None
-    if not counted:
-        return "none" if counted is not None else "not counted"
-    return ", ".join(
+    if counted is None:
+        return "not counted"
+    named = [
         f"{name} {table.number(count)}"
         for name, count in sorted(counted.items(), key=lambda item: -item[1])
         if count >= 0.005
-    )
+    ]
+    return ", ".join(named) or "none"
 
 
 def _totals(figures: Figures) -> Iterator[str]:

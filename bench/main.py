@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import fnmatch
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return pyunion(["bench", *(sys.argv[1:] if arguments is None else arguments)])
 
 
+#: ``--quick`` begins nothing after this time, so that it is done within three minutes.
+_QUICK_SECONDS = 150
+
+
 class Progress:
     """One line on a terminal that is written over and over; silent elsewhere."""
 
@@ -43,7 +49,7 @@ class Progress:
             return
         left = ""
         if done:
-            seconds = (time.monotonic() - self._started) * (self._total - done) / done
+            seconds = (time.monotonic() - self._started) * max(0, self._total - done) / done
             left = f", about {seconds // 60:.0f}:{seconds % 60:02.0f} left"
         columns = os.get_terminal_size(self._stream.fileno()).columns
         line = f"[{done}/{self._total}] {text}{left}"[: columns - 1]
@@ -65,15 +71,17 @@ def run(arguments: argparse.Namespace) -> int:
         old, new = map(Path, arguments.compare)
         return compare(old, new, as_json=bool(arguments.json))
     from bench import peers, workload
-    from bench.run import Plan, check_namespaces
+    from bench.launch import check_namespaces
+    from bench.run import Plan
     from unionfs.sys import calls
 
     root = os.geteuid() == 0 and calls.in_initial_user_namespace() and not arguments.userns
     profile = arguments.size or ("quick" if arguments.quick else "full")
     quick = profile != "full"
     found = peers.find(root=root, full=not quick or bool(arguments.peers) or arguments.list)
-    found.peers.extend(map(peers.parse, arguments.peer))
-    chosen = _choose_peers(found.peers, arguments.peers)
+    known = [*found.peers, *map(peers.parse, arguments.peer)]
+    known.sort(key=lambda peer: peer.family == "ours")
+    chosen = _choose_peers(known, arguments.peers)
     only = arguments.only.split(",") if arguments.only else []
     workloads, rows = workload.select(only, quick=quick and not arguments.list)
     if arguments.list:
@@ -89,10 +97,12 @@ def run(arguments: argparse.Namespace) -> int:
         rows=rows,
         sizes=sizes,
         rounds=rounds or sizes.rounds,
-        place=_make_place(arguments.work),
+        extra=0 if rounds or profile == "tiny" else sizes.rounds,
+        seconds=None if rounds or profile != "quick" else _QUICK_SECONDS,
         userns=not root,
         drop=root and not arguments.no_drop_caches,
         archive=_archive(arguments.archive),
+        place=_make_place(arguments.work),
     )
     return _measure(arguments, plan, found.missing, profile)
 
@@ -163,8 +173,9 @@ def _make_output(name: str | None) -> Path:
 
 def _measure(arguments: argparse.Namespace, plan: Plan, missing: list[str], profile: str) -> int:
     from bench import facts, report
+    from bench.launch import remove_tree
     from bench.record import Record
-    from bench.run import Run, remove_tree
+    from bench.run import Run
     from bench.workload import rows_of
 
     try:
@@ -176,12 +187,15 @@ def _measure(arguments: argparse.Namespace, plan: Plan, missing: list[str], prof
         **facts.collect(str(plan.place)),
         "profile": profile,
         "rounds": plan.rounds,
+        "sizes": dataclasses.asdict(plan.sizes),
         "userns": plan.userns,
         "caches_dropped": plan.drop,
         "missing": missing,
     }
     rows = [row for name, row in rows_of(plan.workloads).items() if name in plan.rows]
     kept = Record(known, plan.peers, rows)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     progress = Progress(sys.stderr, plan.stages())
     try:
         with open(output / "results.jsonl", "w", encoding="utf-8") as lines:

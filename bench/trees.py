@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,8 +171,21 @@ class Trees:
         return self._made[name]
 
     def warm(self, name: str) -> None:
-        """Read the stack's names and attributes, so that every peer finds them cached below."""
+        """Read all of the stack, so that every peer finds it in the caches below."""
         for lower in self.get(name):
             for place, _dirs, files in os.walk(lower):
                 for file in files:
-                    os.lstat(os.path.join(place, file))
+                    _read(os.path.join(place, file))
+
+
+def _read(path: str) -> None:
+    """Bring a file's attributes and, unless it is sparse, its data into the page cache."""
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode) or status.st_blocks * 512 < status.st_size // 2:
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        while os.read(fd, 1 << 20):
+            pass
+    finally:
+        os.close(fd)

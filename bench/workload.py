@@ -36,6 +36,7 @@ class Sizes:
     Attributes:
         files: files and operations of a row of single operations.
         wide: entries of the large directory; ``wide_files`` operations are done in it.
+        grown: entries that a directory gets through the mount.
         tree: directories of the tree that is walked, 20 entries each.
         data: bytes of the file that is read and written in order.
         large: bytes of the dense file that is copied up; ``huge``: of the sparse one.
@@ -51,6 +52,7 @@ class Sizes:
     files: int
     wide: int
     wide_files: int
+    grown: int
     tree: int
     data: int
     large: int
@@ -71,6 +73,7 @@ PROFILES: Final = {
         files=20,
         wide=100,
         wide_files=10,
+        grown=50,
         tree=4,
         data=_MIB,
         large=_MIB,
@@ -87,6 +90,7 @@ PROFILES: Final = {
         files=1000,
         wide=50_000,
         wide_files=100,
+        grown=5000,
         tree=200,
         data=64 * _MIB,
         large=64 * _MIB,
@@ -103,6 +107,7 @@ PROFILES: Final = {
         files=2000,
         wide=50_000,
         wide_files=500,
+        grown=50_000,
         tree=1000,
         data=256 * _MIB,
         large=64 * _MIB,

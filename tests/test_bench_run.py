@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from bench import facts, main, png, record, run, stage, workload
+from bench.launch import check_namespaces, remove_tree
 from bench.peers import Peer
-from bench.run import check_namespaces
 from bench.stage import Measure, Order, Result, order_from, result_from, to_json
 from bench.workload import PROFILES, PROVIDERS
 from tests.conftest import needs_fuse
@@ -225,13 +225,18 @@ def test_an_interrupted_run_reports_what_it_has(
     ],
 )
 def test_mistakes_are_one_clear_line(
-    place: Path, words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+    place: Path,
+    words: list[str],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("TMPDIR", str(place))
     assert main.main(["--size", "tiny", *words]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and reason in said
     assert "Traceback" not in said
-    assert not [path for path in place.parent.iterdir() if path != place]
+    assert not [path for path in place.parent.rglob("*") if path != place]
 
 
 def test_a_directory_with_something_in_it_is_not_written_into(
@@ -290,7 +295,7 @@ def test_what_a_stage_leaves_can_be_removed_even_if_it_may_not_be_listed(tmp_pat
     closed.mkdir(parents=True)
     (closed / "file").touch()
     closed.chmod(0)
-    run.remove_tree(tmp_path / "w")
+    remove_tree(tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
 

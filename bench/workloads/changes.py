@@ -82,6 +82,16 @@ def _wide(stage: Stage) -> None:
     _changes(stage, top, stage.sizes.wide_files, "-wide")
 
 
+def _grown(stage: Stage) -> None:
+    top = f"{stage.mnt}/grown"
+    os.mkdir(top)
+    count = stage.sizes.grown
+    with stage.measure("fill", count):
+        for number in range(count):
+            os.close(os.open(f"{top}/w{number}", os.O_CREAT | os.O_WRONLY, 0o644))
+    _changes(stage, top, stage.sizes.wide_files, "-grown")
+
+
 def _lower(stage: Stage) -> None:
     files = [f"{stage.mnt}/d/f{number}" for number in range(stage.sizes.files)]
     for path in files:
@@ -111,7 +121,22 @@ def _wide_whiteouts(stage: Stage) -> None:
 
 
 register(Workload("changes", _rows("", "in a new directory"), _small))
-register(Workload("changes-wide", _rows("-wide", "in a directory of 50,000"), _wide, prepare=_fill))
+register(
+    Workload(
+        "changes-wide", _rows("-wide", "in a directory that was large below"), _wide, prepare=_fill
+    )
+)
+register(
+    Workload(
+        "changes-grown",
+        (
+            Row("fill", "create empty files until the directory is large", fuse_goal=0.3),
+            *_rows("-grown", "in a directory that became large through the mount"),
+        ),
+        _grown,
+        rounds=3,
+    )
+)
 register(
     Workload(
         "copyup",
