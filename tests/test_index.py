@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from tests.invariants import check_disk, check_tree
 from tests.layers import OLD_NS, Dir, File, Layers, Link, Symlink
 from tests.test_diff import diff
 from unionfs import index, steps
+from unionfs.daemon import open_union
 from unionfs.index import read_folder
+from unionfs.ops import Ops
+from unionfs.options import MountOptions
 from unionfs.steps import Step
 from unionfs.sys import calls
 
@@ -149,6 +153,27 @@ def test_a_lower_file_that_was_replaced_gets_no_names_from_the_index(rig: OpenRi
         assert [again.read(name) for name in (b"a", b"d/b", b"d/c")] == [b"DATA"] * 3
     for place in (lower / "a", lower / "d", lower):
         os.utime(place, ns=(OLD_NS, OLD_NS))
+
+
+def test_a_union_mounted_read_only_shows_the_index_and_leaves_it(make_layers: MakeLayers) -> None:
+    layers = make_layers(LOWER)
+    with Rig(layers, index=True) as union:
+        union.write(b"a", 0, b"DATA")
+    words = MountOptions(
+        union=replace(union.options, read_only=True, index=False), mountpoint="/nowhere"
+    )
+    opened = open_union(words)
+    with opened.monitor:
+        ops = Ops(opened)
+        below = ops.lookup(1, b"d")
+        assert below is not None
+        found = ops.lookup(below.ino, b"c")
+        assert found is not None
+        buffer = bytearray(8)
+        assert (ops.read(found.ino, 0, memoryview(buffer)), found.nlink) == (4, 3)
+        assert buffer.startswith(b"DATA")
+        opened.close()
+    assert promised(union) == [b"d/b", b"d/c"]
 
 
 def test_what_the_index_holds_is_a_change(rig: OpenRig) -> None:

@@ -158,7 +158,8 @@ def shown(union: Union, found: list[Entry]) -> list[Entry]:
     if top.sub is None and top.st.st_nlink > 1 and not top.dir.layer.is_upper:
         known = union.index.get((top.dir.layer.index, top.st.st_ino))
         if known is not None:
-            where = union.need_upper().index_dir
+            assert union.upper is not None
+            where = union.upper.index_dir
             return [Entry(Says.FILE, where, known.name, where.stat(known.name), None)]
     return found
 
@@ -170,7 +171,7 @@ def settle(union: Union, found: list[Entry], parent: Inode, name: bytes) -> bool
         OSError: ENOSPC … from the upper.
     """
     top = found[0]
-    if not union.index or top.dir is not union.need_upper().index_dir:
+    if not union.index or union.upper is None or top.dir is not union.upper.index_dir:
         return False
     from unionfs.copyup import ensure_dir
 
@@ -291,33 +292,40 @@ def _has(upper: Upper, path: bytes) -> bool:
 def recover(union: Union, *, keep: bool) -> None:
     """Read the index at mount; all names are given unless it is to be kept (``index=on``).
 
+    A read-only union keeps it, and writes nothing.
+
     Raises:
         OSError: from the upper; the rest stays in the index.
     """
-    upper = union.need_upper()
+    upper = union.upper
+    assert upper is not None
+    read_only = union.options.read_only
     for text in sorted(os.listdir(upper.index_fd)):
         folder = os.fsencode(text)
         names, well = read_folder(b"/proc/self/fd/%d/%s" % (upper.index_fd, folder))
-        key = _lower_key(union, folder, next(iter(names))) if keep and well else None
+        key = None
+        if well and (keep or read_only):
+            key = _lower_key(union, upper, folder, next(iter(names)))
         if key is not None:
             real = upper.index_dir.stat(folder + b"/" + FILE).st_ino
             known = Indexed((key, (0, real)), folder, 0)
             known.names = names
             _register(union, known)
             for path in [path for path in names if _has(upper, path)]:
-                _strike(union, known, path)  # a crash came between the link and this
+                # A crash came between the link and this.
+                known.names.pop(path) if read_only else _strike(union, known, path)
+        if key is not None or read_only:
             continue
         for path in names:
             _link(upper, folder, path)
         remove_tree(upper.index_fd, folder)
 
 
-def _lower_key(union: Union, folder: bytes, path: bytes) -> tuple[int, int] | None:
+def _lower_key(union: Union, upper: Upper, folder: bytes, path: bytes) -> tuple[int, int] | None:
     """(layer, st_ino) of the lower file that the index's file is a copy of, by one of its names.
 
     None where the lowers have something else there by now.
     """
-    upper = union.need_upper()
     dirs = union.root.dirs
     found: list[Entry] = []
     for part in path.split(b"/"):

@@ -144,7 +144,8 @@ class Union:
     def place(self, inode: Inode) -> tuple[LayerDir, bytes]:
         """Where in the upper a file is reached that has a name there, or is in the index."""
         if inode.indexed is not None:
-            return self.need_upper().index_dir, inode.indexed.name
+            assert self.upper is not None
+            return self.upper.index_dir, inode.indexed.name
         assert inode.parent is not None
         return self.updir(inode.parent), inode.name
 
