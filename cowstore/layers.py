@@ -6,13 +6,14 @@ Order of a commit: contents into ``objects/``, the manifest into ``layers/``, th
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from cowstore import manifest as manifest_format
 from cowstore.database import Database, add_blob, add_layer
-from cowstore.errors import Damaged
+from cowstore.errors import Damaged, Refused
 from cowstore.ingest import BlobFeed, Ingested, ingest
 from cowstore.layout import Layout
 from cowstore.locks import JOURNAL, Session, layer_lock
@@ -36,6 +37,7 @@ class LayerSource:
         digest, size: of the stream, None if not known.
         diff_id: of the archive in it, None if not known.
         origin: where the blob can be fetched again, for repairs; empty if nowhere.
+        spool: a file of the store that holds the whole stream once it was read; empty: none.
     """
 
     open: Chunks
@@ -44,6 +46,7 @@ class LayerSource:
     media_type: str = ""
     diff_id: str | None = None
     origin: str = ""
+    spool: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,29 +123,34 @@ class Layers:
         locked: bool = False,
     ) -> Brought:
         stager = Stager(self.layout, session)
-        copy = session.place(f"blob.{os.urandom(4).hex()}")
+        copy = source.spool or session.place(f"blob.{os.urandom(4).hex()}")
         fd = -1
         # Without a digest nothing will ever ask for the compressed form.
-        if self.policy.blobs != "drop" and source.digest is not None:
+        wanted = self.policy.blobs != "drop" and source.digest is not None
+        if wanted and not source.spool:
             fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
         try:
             feed = BlobFeed(
                 source.open(), digest=source.digest, size=source.size, copy=fd, progress=progress
             )
-            taken = ingest(stager, feed, self.policy.limits, diff_id=source.diff_id)
-            keep = fd >= 0 and self._keeps(taken, stager)
+            try:
+                taken = ingest(stager, feed, self.policy.limits, diff_id=source.diff_id)
+            except Refused:
+                _unlink(copy)  # what is wrong must not be gone on with
+                raise
+            blob = copy if wanted and self._keeps(taken, stager) else None
             if locked:
-                self._commit(session, stager, taken, source, copy if keep else None)
+                self._commit(session, stager, taken, source, blob)
             else:
                 with layer_lock(self.layout, taken.diff_id):
                     if not self.database.lease_layer(session.name, taken.diff_id):
-                        self._commit(session, stager, taken, source, copy if keep else None)
+                        self._commit(session, stager, taken, source, blob)
+            _unlink(copy)
         finally:
             stager.close()
             if fd >= 0:
                 os.close(fd)
-                if os.path.exists(copy):
-                    os.unlink(copy)
+                _unlink(copy)
         return Brought(taken.diff_id, True, taken.size, tuple(taken.links))
 
     def _keeps(self, taken: Ingested, stager: Stager) -> bool:
@@ -212,6 +220,11 @@ class Layers:
         """
         with self.manifest(diff_id) as opened:
             yield from archive_of(self.layout, opened)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def archive_of(layout: Layout, opened: Manifest) -> Iterator[bytes]:
