@@ -193,6 +193,7 @@ def _container(
     try:
         calls.set_dumpable(False)
         calls.set_name(b"pyrun-init")
+        os.umask(0o022)  # for what is missing in the image and made here
         _await(commands, b"g")
         if "cgroup" in plan.namespaces.new:
             calls.unshare(calls.CLONE_NEWCGROUP)
@@ -270,13 +271,19 @@ def _make_directory(root: rootfs.Root, plan: Plan) -> None:
         pass  # entering it tells
 
 
-def _open_terminal(root: rootfs.Root) -> tuple[int, int]:
-    """A new pseudo-terminal of the container's own devpts: (master, slave); also /dev/console."""
+def _new_terminal(root: rootfs.Root) -> tuple[int, int]:
+    """A new pseudo-terminal of the container's own devpts: (master, slave)."""
     master = root.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY, rootfs.STRICT)
     if calls.filesystem_type(master) != _DEVPTS_SUPER_MAGIC:
         raise RunError("/dev/pts in the container is not a devpts filesystem")
     fcntl.ioctl(master, _TIOCSPTLCK, b"\0\0\0\0")
     slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    return master, slave
+
+
+def _open_terminal(root: rootfs.Root) -> tuple[int, int]:
+    """A terminal for the container, which is also its /dev/console."""
+    master, slave = _new_terminal(root)
     # The file is made by us in our own tmpfs, and what is mounted is the descriptor, not a name.
     device_dir = root.open("/dev", resolve=rootfs.STRICT)
     flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -290,6 +297,15 @@ def _open_terminal(root: rootfs.Root) -> tuple[int, int]:
     finally:
         os.close(device_dir)
     return master, slave
+
+
+def open_terminal_here() -> tuple[int, int]:
+    """As for a new container, for a process that has entered one: (master, slave)."""
+    root = rootfs.Root(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    try:
+        return _new_terminal(root)
+    finally:
+        os.close(root.fd)
 
 
 def _loopback_up() -> None:

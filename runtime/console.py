@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 16
 _TIOCGWINSZ = 0x5413
+_TIOCSWINSZ = 0x5414
 _PROXIED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
             signal.SIGUSR2, signal.SIGCONT)  # fmt: skip
 
@@ -84,6 +85,49 @@ class Detached(Exception):
     """The detach keys were typed."""
 
 
+class KeyFilter:
+    """Looks for the detach keys in what is typed; the start of the sequence is held back."""
+
+    def __init__(self, keys: bytes) -> None:
+        self.keys = keys
+        self.held = b""
+
+    def passed(self, data: bytes) -> bytes:
+        """What goes on to the container.
+
+        Raises:
+            Detached: the sequence is complete.
+        """
+        if not self.keys:
+            return data
+        passed = bytearray()
+        for index in range(len(data)):
+            self.held += data[index : index + 1]
+            if self.held == self.keys:
+                raise Detached
+            while self.held and not self.keys.startswith(self.held):
+                passed += self.held[:1]
+                self.held = self.held[1:]
+        return bytes(passed)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write everything."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def set_window_size(fd: int, size: tuple[int, int]) -> None:
+    """TIOCSWINSZ: rows and columns."""
+    import fcntl
+    import struct
+
+    try:
+        fcntl.ioctl(fd, _TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    except OSError:
+        pass
+
+
 class Relay:
     """Carries bytes between our standard streams and an attachment's pipes.
 
@@ -97,9 +141,7 @@ class Relay:
         self.channel = channel
         self.source = source
         self.outputs = outputs
-        self.keys = keys
-        self.tty = tty
-        self.held = b""
+        self.filter = KeyFilter(keys if tty else b"")
         self.poll = select.poll()
 
     def run(self) -> dict[str, Any]:
@@ -141,8 +183,7 @@ class Relay:
             del self.outputs[fd]
             return
         try:
-            while data:
-                data = data[os.write(target, data) :]
+            write_all(target, data)
         except BrokenPipeError:
             self.poll.unregister(fd)
             del self.outputs[fd]
@@ -156,11 +197,8 @@ class Relay:
         if not data:
             self._end_input()
             return
-        if self.tty and self.keys:
-            data = self._without_keys(data)
         try:
-            while data:
-                data = data[os.write(self.source, data) :]
+            write_all(self.source, self.filter.passed(data))
         except BrokenPipeError:
             self._end_input()
 
@@ -168,18 +206,6 @@ class Relay:
         self.poll.unregister(0)
         os.close(self.source)
         self.source = -1
-
-    def _without_keys(self, data: bytes) -> bytes:
-        """What goes on to the container; the start of the sequence is held back."""
-        passed = bytearray()
-        for index in range(len(data)):
-            self.held += data[index : index + 1]
-            if self.held == self.keys:
-                raise Detached
-            while self.held and not self.keys.startswith(self.held):
-                passed += self.held[:1]
-                self.held = self.held[1:]
-        return bytes(passed)
 
 
 def proxy(channel: Channel, *, tty: bool, signals: bool) -> None:

@@ -97,3 +97,26 @@ def commit(name: str, reference: str, author: str, message: str, changes: tuple[
     with _store().open() as store:
         options = CommitOptions(author=author, message=message, changes=changes)
         return str(store.commit(store.snapshot(name), reference, options).id)
+
+
+def describe(name: str) -> dict[str, Any] | None:
+    """An image for ``inspect``; None if there is none of that name."""
+    try:
+        from cowstore import NotFound
+    except ImportError:
+        return None
+    try:
+        with _store().open() as store:
+            image = store.resolve(name)
+    except NotFound:
+        return None
+    return {
+        "Id": image.id,
+        "Names": list(image.names),
+        "Created": image.config.get("created", ""),
+        "Architecture": image.config.get("architecture", ""),
+        "Os": image.config.get("os", ""),
+        "Size": image.size,
+        "Layers": list(image.layers),
+        "Config": image.process,
+    }

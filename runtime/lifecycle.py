@@ -84,6 +84,9 @@ def create(request: RunRequest, root: str) -> tuple[state.Container, Plan]:
                 "image_config": image,
                 "snapshot": snapshot,
                 "source": source.to_data(),
+                "single": plan.ids.single,
+                "scope_signals": plan.process.scope_signals,
+                "cgroup": plan.cgroup.to_data() if plan.cgroup is not None else None,
                 "request": request.to_data(),
                 "spec": config,
                 "labels": labels(request, image),
@@ -174,7 +177,7 @@ def supervise(
     Raises:
         RunError: it runs already, or its seccomp profile is wrong.
     """
-    program = prepare.filter_program(plan, container.root)
+    program = prepare.filter_for(plan.process, plan.machine, plan.ids.single, container.root)
     joins = join_targets(plan, container.root)
     try:
         lock = container.lock()
@@ -401,3 +404,48 @@ def _remove_tree(path: str) -> None:
         run_mapped(lambda: remove_tree(parent, name))
     finally:
         os.close(parent)
+
+
+def remove_volume(root: str, name: str) -> None:
+    """A named volume and what is in it.
+
+    Raises:
+        RunError: there is none.
+    """
+    path = f"{root}/volumes/{name}"
+    if "/" in name or not os.path.isdir(path):
+        raise RunError(f"no volume {name}", "pyrun volume ls")
+    _remove_tree(path)
+
+
+def kill_left(container: state.Container) -> None:
+    """End what a supervisor that died has left running; nothing if that is all as it should be."""
+    try:
+        with open(container.path("state.json"), "rb") as file:
+            from runtime import jsonio
+
+            left = jsonio.loads(file.read())
+    except (OSError, ValueError):
+        return
+    pid = int(left.get("pid") or 0)
+    if (
+        pid
+        and left.get("boot") == state.boot_id()
+        and state.start_time(pid) == left.get("pid_start")
+    ):
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if state.start_time(pid) == left.get("pid_start"):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        finally:
+            os.close(fd)
+    plan = container.config.get("cgroup")
+    if plan:
+        from runtime.plan import CgroupPlan
+
+        cgroups.remove(CgroupPlan.from_data(plan))

@@ -245,7 +245,7 @@ def make(
         (clock, int(value.get("secs", 0)))
         for clock, value in (linux.get("timeOffsets") or {}).items()
     )
-    process = _process(spec, ids, "pid" in new)
+    process = process_plan(spec, scope_signals=ids.single and "pid" not in new)
     return Plan(
         id=container,
         root=root,
@@ -274,7 +274,12 @@ def make(
     )
 
 
-def _process(spec: dict[str, Any], ids: IdPlan, own_pids: bool) -> ProcessPlan:
+def process_plan(spec: dict[str, Any], *, scope_signals: bool) -> ProcessPlan:
+    """The process section, and what of it is ours.
+
+    Raises:
+        RunError: something in it is not understood.
+    """
     from runtime import caps
 
     process = spec["process"]
@@ -305,7 +310,7 @@ def _process(spec: dict[str, Any], ids: IdPlan, own_pids: bool) -> ProcessPlan:
         landlock=tuple(ours.get("landlock") or ()),
         # Where the union's daemon has the container's own id and can be seen, only Landlock
         # keeps signals from it.
-        scope_signals=ids.single and not own_pids,
+        scope_signals=scope_signals,
         apparmor=str(ours.get("apparmor") or ""),
         label=str(ours.get("label") or ""),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import stat
 
 from runtime import cgroups, facts, ids, images, network, spec, state
 from runtime.errors import RunError
-from runtime.plan import NetworkPlan, Plan, RootPlan, make
+from runtime.plan import NetworkPlan, Plan, ProcessPlan, RootPlan, make
 from runtime.request import RunRequest
 from runtime.volumes import Volume, parse_mount, parse_tmpfs, parse_volume
 
@@ -263,20 +263,20 @@ def _taken_ids(containers: state.Containers) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def filter_program(plan: Plan, root: str) -> bytes:
-    """The seccomp program of a plan; empty for none.
+def filter_for(process: ProcessPlan, machine: str, single: bool, root: str) -> bytes:
+    """The seccomp program of a process; empty for none. ``single``: chown(2) is faked.
 
     Raises:
         RunError: the profile cannot be read or understood.
     """
     from runtime import seccomp
 
-    word = plan.process.seccomp
+    word = process.seccomp
     if word == "unconfined":
         return b""
     directory = f"{root}/seccomp"
     if word == "default":
-        key = f"{seccomp.VERSION}-{plan.machine}-{plan.process.capabilities:x}-{plan.ids.single:d}"
+        key = f"{seccomp.VERSION}-{machine}-{process.capabilities:x}-{single:d}"
 
         def build() -> bytes:
             from runtime import caps
@@ -285,10 +285,10 @@ def filter_program(plan: Plan, root: str) -> bytes:
             names = tuple(
                 f"CAP_{name}"
                 for number, name in enumerate(caps.NAMES)
-                if plan.process.capabilities >> number & 1
+                if process.capabilities >> number & 1
             )
-            profile = default_profile(names, plan.machine, fake_chown=plan.ids.single)
-            return seccomp.compile_profile(profile, plan.machine)
+            profile = default_profile(names, machine, fake_chown=single)
+            return seccomp.compile_profile(profile, machine)
 
         return seccomp.kept(key, directory, build)
     from hashlib import sha256
@@ -308,7 +308,7 @@ def filter_program(plan: Plan, root: str) -> bytes:
             raise RunError(f"seccomp profile {word}: {error}") from None
         if not isinstance(profile, dict):
             raise RunError(f"seccomp profile {word}: not a JSON object")
-        return seccomp.compile_profile(profile, plan.machine)
+        return seccomp.compile_profile(profile, machine)
 
-    key = f"{seccomp.VERSION}-{plan.machine}-{sha256(text).hexdigest()}"
+    key = f"{seccomp.VERSION}-{machine}-{sha256(text).hexdigest()}"
     return seccomp.kept(key, directory, compile_text)

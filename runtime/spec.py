@@ -72,7 +72,7 @@ def _environment(request: RunRequest, image: dict[str, Any]) -> list[str]:
         if name and equals:
             values[name] = value
     for path in request.env_file:
-        values.update(_env_file(path))
+        values.update(env_file(path))
     for word in request.env:
         name, equals, value = word.partition("=")
         if not name:
@@ -88,7 +88,12 @@ def _environment(request: RunRequest, image: dict[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def _env_file(path: str) -> dict[str, str]:
+def env_file(path: str) -> dict[str, str]:
+    """Variables from a file: NAME=VALUE or NAME a line, # begins a comment.
+
+    Raises:
+        RunError: it cannot be read or understood.
+    """
     values = {}
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as lines:

@@ -19,6 +19,7 @@ import time
 
 from runtime import init, jsonio, launch, state
 from runtime.channel import Channel, raise_if_error
+from runtime.console import set_window_size
 from runtime.errors import RunError
 from runtime.logs import LogWriter
 from runtime.sys import calls
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 16
 _MAX_PENDING = 1 << 20
-_TIOCSWINSZ = 0x5414
 _IN = select.POLLIN | select.POLLHUP | select.POLLERR
 _RESTART_DELAY = (0.1, 60.0)
 
@@ -542,15 +542,7 @@ class Supervisor:
 
     def _resize(self) -> None:
         if self.size is not None and self.started is not None and self.started.terminal >= 0:
-            import fcntl
-            import struct
-
-            rows, columns = self.size
-            size = struct.pack("HHHH", rows, columns, 0, 0)
-            try:
-                fcntl.ioctl(self.started.terminal, _TIOCSWINSZ, size)
-            except OSError:
-                pass
+            set_window_size(self.started.terminal, self.size)
 
     # -- clients --------------------------------------------------------------------------
 

@@ -51,7 +51,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
     if command in _HERE:
         from runtime.cli import run
 
-        return int(getattr(run, command)(options, others, root))
+        code: int = getattr(run, command)(options, others, root)
+        return code
     if command == "exec":
         from runtime.cli.execute import execute
 

@@ -1,0 +1,541 @@
+"""The commands about containers that exist."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from runtime import console, jsonio, lifecycle, logs, state
+from runtime.cli.output import ago, show, table
+from runtime.errors import RunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Options = dict[str, Any]
+    Command = Callable[[Options, list[str], str], int]
+
+
+def run(command: str, options: Options, rest: list[str], root: str) -> int:
+    """Carry out a command; the exit code.
+
+    Raises:
+        RunError: for the caller to show.
+    """
+    here: Command | None = globals().get(f"_{command}")
+    if here is not None:
+        return here(options, rest, root)
+    if command in ("cp", "diff", "commit", "export"):
+        from runtime.cli import files
+
+        return int(getattr(files, command)(options, rest, root))
+    if command in ("top", "stats", "pause", "unpause", "update"):
+        from runtime.cli import resources
+
+        return int(getattr(resources, command)(options, rest, root))
+    from runtime.cli import system
+
+    return int(getattr(system, command)(options, rest, root))
+
+
+def _named(rest: list[str], root: str, usage: str) -> list[state.Container]:
+    if not rest:
+        raise RunError("no container named", f"pyrun {usage}")
+    containers = state.Containers(root)
+    return [containers.find(word) for word in rest]
+
+
+def _one(rest: list[str], root: str, usage: str) -> state.Container:
+    if len(rest) != 1:
+        raise RunError("expected one container", f"pyrun {usage}")
+    return _named(rest, root, usage)[0]
+
+
+# -- looking ---------------------------------------------------------------------
+
+
+def describe(container: state.Container) -> dict[str, Any]:
+    """One container for ``ps``."""
+    config, now = container.config, container.state()
+    spec = config.get("spec") or {}
+    ports = [f"{a or '0.0.0.0'}:{o}->{i}/{p}" for a, p, o, i in config.get("ports") or ()]
+    return {
+        "Id": container.id,
+        "Name": now.get("name") or config.get("name", ""),
+        "Image": config.get("image", ""),
+        "Command": list((spec.get("process") or {}).get("args") or ()),
+        "Created": config.get("created", ""),
+        "Status": now["status"],
+        "ExitCode": now.get("exit_code", 0),
+        "Pid": now.get("pid", 0),
+        "StartedAt": now.get("started", ""),
+        "FinishedAt": now.get("finished", ""),
+        "Health": now.get("health", ""),
+        "Restarts": now.get("restarts", 0),
+        "Error": now.get("error", ""),
+        "Ports": ports,
+        "Labels": config.get("labels") or {},
+    }
+
+
+def _status_text(item: dict[str, Any]) -> str:
+    status = item["Status"]
+    if status in ("running", "paused"):
+        up = f"Up {ago(time.time() - state.parse_stamp(item['StartedAt']))}"
+        notes = [word for word in (item["Health"], "paused" if status == "paused" else "") if word]
+        return up + (f" ({', '.join(notes)})" if notes else "")
+    if status == "exited":
+        since = ago(time.time() - state.parse_stamp(item["FinishedAt"] or item["StartedAt"]))
+        text = f"Exited ({item['ExitCode']}) {since} ago"
+        return f"{text}: {item['Error']}" if item["Error"] else text
+    return str(status).capitalize()
+
+
+def _matches(item: dict[str, Any], filters: tuple[str, ...]) -> bool:
+    for word in filters:
+        key, _, value = word.partition("=")
+        name, equals, wanted = value.partition("=")
+        labels = item["Labels"]
+        tests = {
+            "name": lambda v=value: v in item["Name"],
+            "id": lambda v=value: item["Id"].startswith(v),
+            "status": lambda v=value: item["Status"] == v,
+            "exited": lambda v=value: item["Status"] == "exited" and str(item["ExitCode"]) == v,
+            "ancestor": lambda v=value: item["Image"] == v,
+            "label": lambda n=name, e=equals, w=wanted: n in labels and (not e or labels[n] == w),
+            "health": lambda v=value: item["Health"] == v,
+        }
+        if key not in tests:
+            raise RunError(f"--filter {word}: unknown key", f"there are: {', '.join(tests)}")
+        if not tests[key]():
+            return False
+    return True
+
+
+def _ps(options: Options, rest: list[str], root: str) -> int:
+    if rest:
+        raise RunError(f"ps takes no argument: {rest[0]}")
+    items = [describe(container) for container in state.Containers(root).all()]
+    filters = options.get("filter", ())
+    everything = options.get("all") or any(word.startswith("status=") for word in filters)
+    if not everything:
+        items = [item for item in items if item["Status"] in ("running", "paused", "starting")]
+    items = [item for item in reversed(items) if _matches(item, filters)]
+    if options.get("quiet"):
+        length = None if options.get("no_trunc") else state.SHORT
+        sys.stdout.write("".join(f"{item['Id'][:length]}\n" for item in items))
+        return 0
+    if show(options, items):
+        return 0
+    whole = bool(options.get("no_trunc"))
+    rows = []
+    for item in items:
+        command = " ".join(item["Command"])
+        if not whole and len(command) > 30:
+            command = command[:29] + "…"
+        created = ago(time.time() - state.parse_stamp(item["Created"])) + " ago"
+        shown = item["Id"] if whole else item["Id"][: state.SHORT]
+        ports = ", ".join(item["Ports"])
+        rows.append(
+            (shown, item["Image"], command, created, _status_text(item), ports, item["Name"])
+        )
+    table(("CONTAINER", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAME"), rows)
+    return 0
+
+
+def inspected(container: state.Container) -> dict[str, Any]:
+    """Everything about a container."""
+    config = container.config
+    seen = describe(container)
+    source = config.get("source") or {}
+    return {
+        **seen,
+        "State": {
+            "Status": seen["Status"],
+            "Running": seen["Status"] in ("running", "paused"),
+            "Paused": seen["Status"] == "paused",
+            "Pid": seen["Pid"],
+            "ExitCode": seen["ExitCode"],
+            "Error": seen["Error"],
+            "StartedAt": seen["StartedAt"],
+            "FinishedAt": seen["FinishedAt"],
+            "Health": {"Status": seen["Health"], "Log": container.state().get("health_log", [])},
+        },
+        "ImageId": config.get("image_id", ""),
+        "Config": config.get("request") or {},
+        "Mounts": config.get("volumes") or [],
+        "Root": source,
+        "Cgroup": config.get("cgroup"),
+        "Directory": container.directory,
+        "LogPath": container.path("log"),
+        "Spec": config.get("spec") or {},
+    }
+
+
+def _inspect(options: Options, rest: list[str], root: str) -> int:
+    if not rest:
+        raise RunError("nothing named", "pyrun inspect NAME")
+    items = []
+    for word in rest:
+        try:
+            items.append(inspected(state.Containers(root).find(word)))
+        except RunError:
+            volume = f"{root}/volumes/{word}"
+            if "/" in word or not os.path.isdir(volume):
+                image = _inspect_image(word)
+                if image is None:
+                    raise
+                items.append(image)
+            else:
+                items.append({"Name": word, "Mountpoint": f"{volume}/_data", "Driver": "local"})
+    if not show(options, items):
+        sys.stdout.write(jsonio.pretty(items) + "\n")
+    return 0
+
+
+def _inspect_image(word: str) -> dict[str, Any] | None:
+    from runtime import images
+
+    return images.describe(word)
+
+
+def _logs(options: Options, rest: list[str], root: str) -> int:
+    container = _one(rest, root, "logs CONTAINER")
+    since = logs.moment(options["since"]) if options.get("since") else 0.0
+    until = logs.moment(options["until"]) if options.get("until") else 0.0
+    tail = options.get("tail", "all")
+    if tail != "all" and not tail.isdigit():
+        raise RunError(f"--tail {tail}: not a number")
+
+    def wanted(entry: dict[str, str]) -> bool:
+        when = state.parse_stamp(entry["time"]) if since or until else 0.0
+        return when >= since and (not until or when <= until)
+
+    entries = [entry for entry in logs.read(container.path("log")) if wanted(entry)]
+    if tail != "all":
+        entries = entries[len(entries) - min(int(tail), len(entries)) :]
+    if not options.get("follow"):
+        for entry in entries:
+            _print_log(entry, bool(options.get("timestamps")))
+        return 0
+    return _follow(container, entries, options, wanted)
+
+
+def _print_log(entry: dict[str, str], timestamps: bool) -> None:
+    out = sys.stderr if entry.get("stream") == "stderr" else sys.stdout
+    text = f"{entry['time']} {entry['log']}" if timestamps else entry["log"]
+    out.buffer.write(text.encode(errors="surrogateescape"))
+    out.flush()
+
+
+def _follow(
+    container: state.Container,
+    entries: list[dict[str, str]],
+    options: Options,
+    wanted: Callable[[dict[str, str]], bool],
+) -> int:
+    """Print, then go on as the file grows until the supervisor has gone."""
+    from unionfs.sys import calls
+
+    timestamps = bool(options.get("timestamps"))
+    path = container.path("log")
+    notify = calls.inotify_init()
+    os.set_blocking(notify, True)
+    try:
+        directory = os.fsencode(container.directory)
+        calls.inotify_add_watch(notify, directory, calls.IN_MODIFY | calls.IN_MOVED_TO | 0x400)
+    except OSError:
+        os.close(notify)
+        raise
+    try:
+        with open(path, "rb") as file:
+            seen = {json_key(entry) for entry in entries[-1:]}
+            for entry in entries:
+                _print_log(entry, timestamps)
+            position = _after(file, seen, entries)
+            file.seek(position)
+            rest = b""
+            while True:
+                alive = container.supervised()
+                rest += file.read()
+                *lines, rest = rest.split(b"\n")
+                for line in lines:
+                    try:
+                        entry = jsonio.loads(line)
+                    except ValueError:
+                        continue
+                    if wanted(entry):
+                        _print_log(entry, timestamps)
+                if not alive:
+                    return 0
+                if os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
+                    return _follow(container, [], options, wanted)
+                os.read(notify, 65536)
+    except FileNotFoundError:
+        return 0  # removed meanwhile
+    finally:
+        os.close(notify)
+
+
+def json_key(entry: dict[str, str]) -> str:
+    """What identifies an entry."""
+    return jsonio.dumps(entry)
+
+
+def _after(file: Any, seen: set[str], entries: list[dict[str, str]]) -> int:
+    """Where to go on: behind the last entry printed, or the end if it was filtered."""
+    position = 0
+    found = 0
+    for line in file:
+        position += len(line)
+        if not line.endswith(b"\n"):
+            position -= len(line)
+            break
+        try:
+            if seen and json_key(jsonio.loads(line)) in seen:
+                found = position
+        except ValueError:
+            continue
+    return found or position
+
+
+def _port(options: Options, rest: list[str], root: str) -> int:
+    if not 1 <= len(rest) <= 2:
+        raise RunError("expected a container", "pyrun port CONTAINER [PORT[/PROTOCOL]]")
+    container = state.Containers(root).find(rest[0])
+    items = [
+        {"ContainerPort": i, "Protocol": p, "HostAddress": a or "0.0.0.0", "HostPort": o}
+        for a, p, o, i in container.config.get("ports") or ()
+    ]
+    if len(rest) == 2:
+        port, _, protocol = rest[1].partition("/")
+        items = [
+            item
+            for item in items
+            if str(item["ContainerPort"]) == port and item["Protocol"] == (protocol or "tcp")
+        ]
+        if not items:
+            raise RunError(f"port {rest[1]} is not published")
+    if not show(options, items):
+        for item in items:
+            head = "" if len(rest) == 2 else f"{item['ContainerPort']}/{item['Protocol']} -> "
+            sys.stdout.write(f"{head}{item['HostAddress']}:{item['HostPort']}\n")
+    return 0
+
+
+def _events(options: Options, rest: list[str], root: str) -> int:
+    since = logs.moment(options["since"]) if options.get("since") else time.time()
+    until = logs.moment(options["until"]) if options.get("until") else 0.0
+    path = f"{root}/events"
+    with open(path, "a+b") as file:
+        file.seek(0)
+        from unionfs.sys import calls
+
+        notify = calls.inotify_init()
+        os.set_blocking(notify, True)
+        calls.inotify_add_watch(notify, os.fsencode(root), calls.IN_MODIFY)
+        try:
+            while True:
+                for line in file:
+                    _print_event(line, since, until, options)
+                if until and until <= time.time():
+                    return 0
+                os.read(notify, 65536)
+        finally:
+            os.close(notify)
+
+
+def _print_event(line: bytes, since: float, until: float, options: Options) -> None:
+    try:
+        event = jsonio.loads(line)
+    except ValueError:
+        return
+    when = state.parse_stamp(event["time"])
+    if when < since or (until and when > until):
+        return
+    if options.get("json") or options.get("format") == "json":
+        sys.stdout.write(jsonio.dumps(event) + "\n")
+    else:
+        sys.stdout.write(f"{event['time']} {event['type']} {event['action']} {event['id']}\n")
+    sys.stdout.flush()
+
+
+# -- doing -----------------------------------------------------------------------
+
+
+def _wait(options: Options, rest: list[str], root: str) -> int:
+    for container in _named(rest, root, "wait CONTAINER"):
+        sys.stdout.write(f"{wait_for(container)}\n")
+        sys.stdout.flush()
+    return 0
+
+
+def wait_for(container: state.Container) -> int:
+    """Wait until a container has ended; its exit status."""
+    if container.supervised():
+        try:
+            answer, _ = console.ask(container.directory, {"op": "wait"})
+            return int(answer.get("exit", 125))
+        except RunError:
+            _wait_lock(container)
+    return int(container.state().get("exit_code", 0))
+
+
+def _wait_lock(container: state.Container) -> None:
+    """Until the supervisor has let go of its lock."""
+    import fcntl
+
+    try:
+        fd = os.open(container.path("lock"), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    os.close(fd)
+
+
+def _running(root: str) -> list[state.Container]:
+    return [one for one in state.Containers(root).all() if one.supervised()]
+
+
+def _each(
+    options: Options, rest: list[str], root: str, usage: str,
+    act: Callable[[state.Container], None],
+) -> int:  # fmt: skip
+    """Do something to every container named, going on after errors; 1 if there was one."""
+    words = [one.id for one in _running(root)] if options.get("all") else rest
+    if not words and not options.get("all"):
+        raise RunError("no container named", f"pyrun {usage}")
+    failed: RunError | None = None
+    for word in words:
+        try:
+            act(state.Containers(root).find(word))
+            sys.stdout.write(f"{word}\n")
+        except RunError as error:
+            if len(words) == 1:
+                raise
+            sys.stderr.write(f"error: {word}: {error}\n")
+            failed = error
+    return 1 if failed else 0
+
+
+def stop_one(container: state.Container, timeout: float | None) -> None:
+    """Stop a container and wait until it has ended; one that does not run is fine."""
+    if not container.supervised():
+        return
+    request: dict[str, Any] = {"op": "stop"}
+    if timeout is not None:
+        request["timeout"] = timeout
+    if container.state().get("status") == "paused":
+        from runtime.cli.resources import set_paused
+
+        set_paused(container, False)
+    try:
+        console.ask(container.directory, request)
+    except RunError:
+        pass  # it has ended meanwhile
+    _wait_lock(container)
+
+
+def _timeout(options: Options) -> float | None:
+    from runtime.values import real
+
+    return real(options["time"], "--time", 0) if options.get("time") else None
+
+
+def _stop(options: Options, rest: list[str], root: str) -> int:
+    timeout = _timeout(options)
+    usage = "stop CONTAINER"
+    return _each(options, rest, root, usage, lambda one: stop_one(one, timeout))
+
+
+def _kill(options: Options, rest: list[str], root: str) -> int:
+    from runtime.values import signal_number
+
+    number = signal_number(options.get("signal", "KILL"))
+
+    def act(container: state.Container) -> None:
+        console.ask(container.directory, {"op": "signal", "signal": number})
+        state.record_event(root, "container", "kill", container, signal=number)
+        if number == 9:
+            _wait_lock(container)
+
+    return _each(options, rest, root, "kill CONTAINER", act)
+
+
+def _restart(options: Options, rest: list[str], root: str) -> int:
+    from runtime.cli.run import start_one
+
+    timeout = _timeout(options)
+
+    def act(container: state.Container) -> None:
+        stop_one(container, timeout)
+        start_one(container, root, False, {})
+
+    return _each({}, rest, root, "restart CONTAINER", act)
+
+
+def _rename(options: Options, rest: list[str], root: str) -> int:
+    if len(rest) != 2:
+        raise RunError("expected a container and a name", "pyrun rename CONTAINER NAME")
+    from runtime.volumes import is_name
+
+    if not is_name(rest[1]):
+        raise RunError(f"container name {rest[1]}: not a name")
+    containers = state.Containers(root)
+    container = containers.find(rest[0])
+    old = container.name
+    containers.take_name(rest[1], container)
+    container.save_state(name=rest[1])
+    containers.drop_name(old, container)
+    state.record_event(root, "container", "rename", container, name=rest[1])
+    return 0
+
+
+def _rm(options: Options, rest: list[str], root: str) -> int:
+    containers = state.Containers(root)
+    words = [one.id for one in containers.all()] if options.get("all") else rest
+    if not words and not options.get("all"):
+        raise RunError("no container named", "pyrun rm CONTAINER")
+    failed = 0
+    for word in words:
+        try:
+            remove_one(containers.find(word), options)
+            sys.stdout.write(f"{word}\n")
+        except RunError as error:
+            if options.get("force") and str(error).startswith("no container"):
+                continue
+            if len(words) == 1:
+                raise
+            sys.stderr.write(f"error: {word}: {error}\n")
+            failed = 1
+    return failed
+
+
+def remove_one(container: state.Container, options: Options) -> None:
+    """Remove a container, and its anonymous volumes if asked.
+
+    Raises:
+        RunError: it runs, and force was not given.
+    """
+    if container.supervised():
+        if not options.get("force"):
+            raise RunError(
+                f"container {container.name} is running", "stop it first, or: pyrun rm --force"
+            )
+        try:
+            console.ask(container.directory, {"op": "stop", "timeout": 0})
+        except RunError:
+            pass
+        _wait_lock(container)
+        if not os.path.isdir(container.directory):
+            return  # --rm has removed it
+    lifecycle.kill_left(container)
+    volumes = container.config.get("volumes") or ()
+    lifecycle.remove_files(container)
+    if options.get("volumes"):
+        for volume in volumes:
+            if str(volume.get("source", "")).startswith(f"{container.id[:32]}-"):
+                lifecycle.remove_volume(container.root, volume["source"])

@@ -1,0 +1,164 @@
+"""``exec``: another command in a running container."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+
+from runtime import caps, console, enter, prepare, spec, state
+from runtime.errors import RunError
+from runtime.plan import ProcessPlan, process_plan
+from runtime.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Target(Record):
+    """What exec needs of a running container."""
+
+    process: ProcessPlan
+    single: bool
+    machine: str
+
+
+def target_of(container: state.Container) -> Target:
+    """The container's own process plan, from what was written down."""
+    config = container.config
+    single = bool(config.get("single"))
+    return Target(
+        process=process_plan(
+            config["spec"], scope_signals=bool(config.get("scope_signals"))
+        ).replace(rlimits=()),
+        single=single,
+        machine=os.uname().machine,
+    )
+
+
+def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
+    """``pyrun exec``: the command's exit status.
+
+    Raises:
+        RunError: not running, or the command cannot be executed.
+    """
+    if len(rest) < 2:
+        raise RunError("expected a container and a command", "pyrun exec CONTAINER COMMAND")
+    container = state.Containers(root).find(rest[0])
+    answer, fds = console.ask(container.directory, {"op": "namespaces"})
+    if container.state().get("status") == "paused":
+        raise RunError(f"container {rest[0]} is paused", "pyrun unpause")
+    namespaces = dict(zip(answer["names"], fds, strict=True))
+    namespaces.pop("outer", None)
+    target = target_of(container)
+    process = _changed(target.process, values, tuple(rest[1:]))
+    program = b""
+    if not values.get("privileged"):
+        program = prepare.filter_for(process, target.machine, target.single, root)
+    from runtime import cgroups
+
+    cgroups.join_container(container)
+    detach = bool(values.get("detach"))
+    stdio = _stdio(bool(values.get("interactive")), detach)
+    entered = enter.start(
+        process,
+        namespaces,
+        program=program,
+        machine=target.machine,
+        stdio=stdio,
+        single=target.single,
+        detach=detach,
+    )
+    if detach:
+        entered.wait()
+        return 0
+    _forward_signals(entered.pid, entered.terminal)
+    if entered.terminal >= 0:
+        keys = console.parse_keys(values.get("detach_keys", "ctrl-p,ctrl-q"))
+        try:
+            _relay(entered.terminal, keys, bool(values.get("interactive")))
+        except console.Detached:
+            sys.stderr.write("\r\n")
+            return 0
+    return entered.wait()
+
+
+def _changed(
+    process: ProcessPlan, values: dict[str, Any], arguments: tuple[str, ...]
+) -> ProcessPlan:
+    environment = dict(word.partition("=")[::2] for word in process.env)
+    for path in values.get("env_file", ()):
+        environment.update(spec.env_file(path))
+    for word in values.get("env", ()):
+        name, equals, value = word.partition("=")
+        if equals:
+            environment[name] = value
+        elif name in os.environ:
+            environment[name] = os.environ[name]
+    if values.get("tty"):
+        environment.setdefault("TERM", "xterm")
+    changes: dict[str, Any] = {}
+    if values.get("privileged"):
+        everything = caps.mask(list(caps.NAMES))
+        changes = {"capabilities": everything, "seccomp": "unconfined", "no_new_privs": False}
+    return process.replace(
+        args=arguments,
+        env=tuple(f"{name}={value}" for name, value in environment.items()),
+        cwd=values.get("workdir", process.cwd),
+        user=values.get("user", process.user),
+        terminal=bool(values.get("tty")),
+        **changes,
+    )
+
+
+def _stdio(interactive: bool, detach: bool) -> tuple[int, int, int]:
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    if detach:
+        return null, null, null
+    return (0 if interactive else null), 1, 2
+
+
+def _forward_signals(pid: int, terminal: int) -> None:
+    def forward(number: int, _frame: object) -> None:
+        try:
+            os.kill(pid, number)
+        except OSError:
+            pass
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, forward)
+    if terminal >= 0:
+
+        def resize(_number: int, _frame: object) -> None:
+            size = console.window_size()
+            if size is not None:
+                console.set_window_size(terminal, size)
+
+        signal.signal(signal.SIGWINCH, resize)
+        resize(0, None)
+
+
+def _relay(terminal: int, keys: bytes, interactive: bool) -> None:
+    """Carry bytes between our terminal and the process's until that is closed."""
+    watcher = select.poll()
+    watcher.register(terminal, select.POLLIN)
+    if interactive:
+        watcher.register(0, select.POLLIN)
+    filtered = console.KeyFilter(keys)
+    with console.RawTerminal(interactive and os.isatty(0)):
+        while True:
+            for fd, _events in watcher.poll():
+                try:
+                    data = os.read(fd, 1 << 16)
+                except OSError:
+                    data = b""  # EIO: nobody has the terminal open any more
+                if fd == terminal:
+                    if not data:
+                        return
+                    console.write_all(1, data)
+                elif data:
+                    console.write_all(terminal, filtered.passed(data))
+                else:
+                    watcher.unregister(0)

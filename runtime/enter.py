@@ -1,0 +1,183 @@
+"""A further process in a running container: ``exec``, and health checks.
+
+The supervisor hands over descriptors of the container's namespaces; a child
+enters them all, so that nothing has to be looked up in /proc (process 1 cannot
+be traced, hence not be looked into either).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from runtime import child, init
+from runtime.channel import Channel, pair, raise_if_error
+from runtime.sys import calls, trampoline
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.plan import ProcessPlan
+
+_ORDER = ("user", "cgroup", "ipc", "uts", "net", "pid", "mnt")
+_FLAGS = {
+    "user": calls.CLONE_NEWUSER,
+    "cgroup": calls.CLONE_NEWCGROUP,
+    "ipc": calls.CLONE_NEWIPC,
+    "uts": calls.CLONE_NEWUTS,
+    "net": calls.CLONE_NEWNET,
+    "pid": calls.CLONE_NEWPID,
+    "mnt": calls.CLONE_NEWNS,
+}
+
+
+class Entered:
+    """A process that has been executed in a container.
+
+    ``joiner`` is our child, which ends with the process's exit status; ``pid`` the process
+    itself; ``terminal`` the pseudo-terminal's master or -1.
+    """
+
+    def __init__(self, joiner: int, pid: int, terminal: int) -> None:
+        self.joiner = joiner
+        self.pid = pid
+        self.terminal = terminal
+
+    def wait(self) -> int:
+        """Its exit status."""
+        return init.exit_code(os.waitpid(self.joiner, 0)[1])
+
+
+def start(
+    plan: ProcessPlan,
+    namespaces: dict[str, int],
+    *,
+    program: bytes,
+    machine: str,
+    stdio: tuple[int, int, int],
+    single: bool,
+    detach: bool = False,
+) -> Entered:
+    """Execute a process in the namespaces given.
+
+    ``single``: one id is all there is. ``detach``: the joiner ends when the process has begun.
+
+    Raises:
+        RunError: it could not be executed, with the status that engines give.
+    """
+    ours, theirs = pair()
+    report, report_write = os.pipe2(os.O_CLOEXEC)
+    joiner = os.fork()
+    if joiner == 0:
+        ours.close()
+        os.close(report)
+        _join(plan, namespaces, theirs, report_write, program, machine, stdio, single, detach)
+    theirs.close()
+    os.close(report_write)
+    pid, terminal = 0, -1
+    try:
+        while not pid:
+            message, fds = ours.receive()
+            raise_if_error(message)
+            if message == b"T":
+                terminal = fds[0]
+            elif message.startswith(b"P"):
+                pid = int(message[1:])
+            else:
+                break
+        told = os.read(report, 16)
+        failure = init.failure(told, plan.args[0])
+        if failure is not None:
+            from runtime.errors import RunError
+
+            raise RunError(failure[0], code=failure[1])
+        os.set_blocking(ours.fd, False)
+        try:
+            raise_if_error(ours.receive()[0])
+        except BlockingIOError:
+            pass
+    except BaseException:
+        os.waitpid(joiner, 0)
+        if terminal >= 0:
+            os.close(terminal)
+        raise
+    finally:
+        os.close(report)
+        ours.close()
+    return Entered(joiner, pid, terminal)
+
+
+def _join(
+    plan: ProcessPlan,
+    namespaces: dict[str, int],
+    status: Channel,
+    report: int,
+    program: bytes,
+    machine: str,
+    stdio: tuple[int, int, int],
+    single: bool,
+    detach: bool,
+) -> None:
+    """In the joiner: enter, then fork, because a pid namespace takes in children only."""
+    try:
+        calls.set_dumpable(False)
+        signal.set_wakeup_fd(-1)
+        trampoline_fd = trampoline.create(machine)
+        child.forget_imports()
+        for name in _ORDER:
+            if name in namespaces:
+                _enter(namespaces[name], _FLAGS[name], name)
+        if "user" in namespaces and not single:
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        os.chdir("/")
+        terminal = -1
+        if plan.terminal:
+            master, terminal = child.open_terminal_here()
+            status.send(b"T", [master])
+            os.close(master)
+            stdio = (terminal, terminal, terminal)
+        streams = child.Streams(stdio, report, trampoline_fd)
+        pid = os.fork()
+        if pid == 0:
+            init.replace(
+                plan,
+                status,
+                stdio,
+                (terminal, terminal) if terminal >= 0 else None,
+                streams,
+                program,
+                not single,
+            )
+        os.close(report)
+        status.send(b"P%d" % pid)
+        status.close()
+        if detach:
+            os._exit(0)
+        os.closerange(0, 1 << 30)
+        os._exit(init.exit_code(os.waitpid(pid, 0)[1]) & 0xFF)
+    except BaseException as error:
+        status.send_error(error)
+        os._exit(125)
+
+
+def _enter(fd: int, flag: int, name: str) -> None:
+    try:
+        calls.setns(fd, flag)
+    except OSError as error:
+        # EINVAL: it is our own already (user_namespaces(7)), as with --pid host.
+        if name == "user" and error.errno == 22:
+            return
+        if error.errno == 1 and name in ("pid", "net", "ipc", "uts", "cgroup"):
+            here = {"net": "net"}.get(name, name)
+            same = os.fstat(fd).st_ino == _own(here)
+            if same:
+                return
+        raise
+
+
+def _own(name: str) -> int:
+    try:
+        return os.stat(f"/proc/self/ns/{name}").st_ino
+    except OSError:
+        return -1
