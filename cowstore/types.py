@@ -133,7 +133,7 @@ class CommitOptions:
             STOPSIGNAL, USER, VOLUME, WORKDIR) applied to the configuration.
         cache_key: kept with the layer; ``Store.cached`` finds the image by it.
         created_by: the command of the history entry.
-        squash: nothing of the old layers is kept apart: one layer.
+        annotations: of the manifest.
     """
 
     author: str = ""
@@ -142,7 +142,6 @@ class CommitOptions:
     changes: tuple[str, ...] = ()
     cache_key: str = ""
     created_by: str = ""
-    squash: bool = False
     annotations: dict[str, str] = field(default_factory=dict)
 
 

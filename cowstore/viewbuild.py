@@ -11,19 +11,12 @@ from typing import Final
 from cowstore import viewformat as form
 from cowstore.manifest import NAME_BYTES
 from cowstore.merge import Node
+from cowstore.viewhash import cookie_of
 from unionfs import formats
 from unionfs.types import encode_rdev
 
 _BLOCK: Final = 4096
 _ALIGN: Final = 8
-
-
-def cookie_of(name: bytes) -> int:
-    """Where a name stands in its directory; the same everywhere and for good."""
-    import xxhash
-
-    number: int = xxhash.xxh3_64_intdigest(name)
-    return number & form.COOKIE_MASK | form.FIRST_COOKIE
 
 
 class _Builder:

@@ -1,0 +1,101 @@
+"""Dockerfile instructions that change a configuration, as ``commit --change`` takes them.
+
+Source: image-spec config.md; docker-commit(1). A value in JSON brackets is a list, anything else a
+command for ``/bin/sh -c`` or a plain value, as the instruction has it.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any, Final
+
+from cowstore.errors import StoreError
+
+KNOWN: Final = (
+    "CMD", "ENTRYPOINT", "ENV", "EXPOSE", "LABEL", "ONBUILD", "STOPSIGNAL", "USER", "VOLUME",
+    "WORKDIR",
+)  # fmt: skip
+
+
+def apply(config: dict[str, Any], instructions: tuple[str, ...]) -> None:
+    """Change the ``config`` part of a configuration.
+
+    Raises:
+        StoreError: an instruction that is not known or not complete.
+    """
+    for line in instructions:
+        word, _, rest = line.strip().partition(" ")
+        word, rest = word.upper(), rest.strip()
+        if word not in KNOWN or not rest:
+            raise StoreError(f"{line!r}: not understood", f"one of {', '.join(KNOWN)}, and a value")
+        _apply(config, word, rest)
+
+
+def _words(text: str) -> list[str]:
+    """A JSON list of strings, or words as a shell splits them."""
+    if text.startswith("["):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+            raise StoreError(f"{text}: not a list of strings")
+        return found
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise StoreError(f"{text}: {error}") from None
+
+
+def _command(text: str) -> list[str]:
+    return _words(text) if text.startswith("[") else ["/bin/sh", "-c", text]
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """``A=1 B=2``, or the old form ``A 1``."""
+    words = _words(text)
+    if "=" not in words[0]:
+        key, _, value = text.partition(" ")
+        return {key: value.strip()}
+    pairs = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise StoreError(f"{word!r}: expected NAME=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def _apply(config: dict[str, Any], word: str, text: str) -> None:
+    match word:
+        case "CMD":
+            config["Cmd"] = _command(text)
+        case "ENTRYPOINT":
+            config["Entrypoint"] = _command(text)
+        case "ENV":
+            set_environment(config, _pairs(text))
+        case "LABEL":
+            config["Labels"] = {**(config.get("Labels") or {}), **_pairs(text)}
+        case "EXPOSE":
+            ports: dict[str, Any] = {p if "/" in p else f"{p}/tcp": {} for p in _words(text)}
+            config["ExposedPorts"] = {**(config.get("ExposedPorts") or {}), **ports}
+        case "VOLUME":
+            volumes: dict[str, Any] = {path: {} for path in _words(text)}
+            config["Volumes"] = {**(config.get("Volumes") or {}), **volumes}
+        case "WORKDIR":
+            above = str(config.get("WorkingDir") or "/")
+            config["WorkingDir"] = text if text.startswith("/") else f"{above.rstrip('/')}/{text}"
+        case "ONBUILD":
+            config["OnBuild"] = [*(config.get("OnBuild") or []), text]
+        case _:
+            config["StopSignal" if word == "STOPSIGNAL" else "User"] = text
+
+
+def set_environment(config: dict[str, Any], pairs: dict[str, str]) -> None:
+    """Set variables of ``Env``, each in the place it had."""
+    found: dict[str, str] = {}
+    for item in config.get("Env") or []:
+        key, _, value = str(item).partition("=")
+        found[key] = value
+    config["Env"] = [f"{key}={value}" for key, value in {**found, **pairs}.items()]
