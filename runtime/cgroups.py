@@ -1,22 +1,647 @@
-"""Limits: what a request asks of cgroups, and whether this host can hold it to that."""
+"""Limits by cgroups: v2, v1, and hosts with both.
+
+A container has an *outer* group, which its union daemon shares (the daemon does
+the container's input and output, so io and cpu limits count it in), and an
+*inner* one with the container alone (memory, pids, freezer, cpuset): the daemon
+is never frozen or killed by a limit. In v1, where each controller has a tree of
+its own, they are one group each; in v2 the outer one has the children
+``container`` and ``union``.
+
+A limit that this host cannot enforce is an error that names what would enable
+it, or with ``--limits best-effort`` a warning. On v1 a container without limits
+joins no group: moving a process costs milliseconds there.
+
+See Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of the kernel.
+"""
 
 from __future__ import annotations
 
+import os
+import stat
+
+from runtime.errors import RunError
+from runtime.plan import CgroupPlan
+from runtime.record import Record
+from runtime.values import integer, real, size
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.plan import CgroupPlan
+    from typing import Any
+
+    from runtime import state
     from runtime.request import RunRequest
+
+_PERIOD = 100_000
+_OUTER = frozenset({"cpu", "blkio", "io"})
+_PREFIX = "pyrun-"
+
+
+class Host(Record):
+    """Where the caller's cgroups are.
+
+    ``controllers`` are (name, directory of the caller's group) of v1; ``unified`` the
+    caller's v2 group (empty: none), ``available`` the controllers that it may hand on.
+    """
+
+    controllers: tuple[tuple[str, str], ...]
+    unified: str
+    available: tuple[str, ...]
+
+
+def ask() -> Host:
+    """Look at /proc/self/mountinfo and /proc/self/cgroup."""
+    mounts: dict[str, tuple[str, str]] = {}
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            if "cgroup" not in line:
+                continue
+            left, _, right = line.partition(" - ")
+            fields, words = left.split(), right.split()
+            if words[0] == "cgroup2":
+                mounts["2"] = (fields[4], fields[3])
+            elif words[0] == "cgroup":
+                for name in words[2].split(","):
+                    mounts[name] = (fields[4], fields[3])
+    found, unified = [], ""
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            _, names, path = line.rstrip("\n").split(":", 2)
+            if not names:
+                unified = _place(mounts.get("2"), path)
+                continue
+            for name in names.split(","):
+                place = _place(mounts.get(name), path)
+                if place and not name.startswith("name="):
+                    found.append((name, place))
+    available: tuple[str, ...] = ()
+    if unified:
+        available = tuple(_read(f"{unified}/cgroup.controllers").split())
+    return Host(controllers=tuple(found), unified=unified, available=available)
+
+
+def _place(mount: tuple[str, str] | None, path: str) -> str:
+    if mount is None:
+        return ""
+    point, root = mount
+    if root != "/" and (path == root or path.startswith(f"{root}/")):
+        path = path[len(root) :] or "/"
+    return f"{point}{path}".rstrip("/") if not path.startswith("/..") else ""
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def is_unified() -> bool:
-    return False
+    """Whether the host has cgroup v2 alone: only then a container gets a view of it."""
+    try:
+        return os.stat("/sys/fs/cgroup/cgroup.controllers").st_size >= 0
+    except OSError:
+        return False
+
+
+# -- what is asked ------------------------------------------------------------------
+
+#: (option, controller in v1, controller in v2, v1 files, v2 files); files are (name, text)
+Limit = tuple[str, str, str, tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]
+
+
+def _device(text: str, what: str) -> tuple[str, str]:
+    path, colon, value = text.rpartition(":")
+    try:
+        number = os.stat(path).st_rdev if colon else 0
+        mode = os.stat(path).st_mode if colon else 0
+    except OSError as error:
+        raise RunError(f"{what} {path}: {error.strerror}") from None
+    if not stat.S_ISBLK(mode):
+        raise RunError(f"{what} {text}: not DEVICE:VALUE with a block device")
+    return f"{os.major(number)}:{os.minor(number)}", value
+
+
+def wanted(request: RunRequest) -> list[Limit]:
+    """The limits of a request.
+
+    Raises:
+        RunError: a value that is not understood.
+    """
+    return [*_cpu(request), *_memory(request), *_others(request), *_io(request)]
+
+
+def _cpu(request: RunRequest) -> list[Limit]:
+    found: list[Limit] = []
+    if request.cpus and (request.cpu_quota or request.cpu_period):
+        raise RunError("--cpus and --cpu-quota/--cpu-period contradict each other")
+    if request.cpus or request.cpu_quota:
+        period = _PERIOD
+        if request.cpu_period:
+            period = integer(request.cpu_period, "--cpu-period", 1000, 1_000_000)
+        if request.cpus:
+            quota = max(1000, int(real(request.cpus, "--cpus", 0.01, 4096) * period))
+        else:
+            quota = integer(request.cpu_quota, "--cpu-quota", -1)
+        v1 = (("cpu.cfs_period_us", str(period)), ("cpu.cfs_quota_us", str(quota)))
+        v2 = (("cpu.max", f"{'max' if quota < 0 else quota} {period}"),)
+        found.append(("--cpus" if request.cpus else "--cpu-quota", "cpu", "cpu", v1, v2))
+    if request.cpu_shares:
+        shares = integer(request.cpu_shares, "--cpu-shares", 2, 262144)
+        weight = 1 + (shares - 2) * 9999 // 262142
+        old, new = (("cpu.shares", str(shares)),), (("cpu.weight", str(weight)),)
+        found.append(("--cpu-shares", "cpu", "cpu", old, new))
+    for option, file, text in (
+        ("--cpuset-cpus", "cpuset.cpus", request.cpuset_cpus),
+        ("--cpuset-mems", "cpuset.mems", request.cpuset_mems),
+    ):
+        if text:
+            if set(text) - set("0123456789,-"):
+                raise RunError(f"{option} {text}: not a list such as 0-2,4")
+            found.append((option, "cpuset", "cpuset", ((file, text),), ((file, text),)))
+    return found
+
+
+def _memory(request: RunRequest) -> list[Limit]:
+    found: list[Limit] = []
+    memory = size(request.memory, "--memory") if request.memory else 0
+    if memory:
+        v1, v2 = (("memory.limit_in_bytes", str(memory)),), (("memory.max", str(memory)),)
+        found.append(("--memory", "memory", "memory", v1, v2))
+    if request.memory_swap:
+        if not memory:
+            raise RunError("--memory-swap needs --memory")
+        unlimited = request.memory_swap == "-1"
+        total = 0 if unlimited else size(request.memory_swap, "--memory-swap")
+        if not unlimited and total < memory:
+            raise RunError("--memory-swap counts memory and swap: it cannot be below --memory")
+        v1 = (("memory.memsw.limit_in_bytes", "-1" if unlimited else str(total)),)
+        v2 = (("memory.swap.max", "max" if unlimited else str(total - memory)),)
+        found.append(("--memory-swap", "memory", "memory", v1, v2))
+    if request.memory_reservation:
+        low = size(request.memory_reservation, "--memory-reservation")
+        v1 = (("memory.soft_limit_in_bytes", str(low)),)
+        v2 = (("memory.low", str(low)),)
+        found.append(("--memory-reservation", "memory", "memory", v1, v2))
+    return found
+
+
+def _others(request: RunRequest) -> list[Limit]:
+    found: list[Limit] = []
+    if request.pids_limit and request.pids_limit not in ("-1", "0"):
+        most = str(integer(request.pids_limit, "--pids-limit", 1))
+        found.append(("--pids-limit", "pids", "pids", (("pids.max", most),), (("pids.max", most),)))
+    for text in request.hugetlb:
+        page, _, value = text.partition(":")
+        amount = str(size(value, f"--hugetlb {text}"))
+        v1 = ((f"hugetlb.{page}.limit_in_bytes", amount),)
+        found.append(("--hugetlb", "hugetlb", "hugetlb", v1, ((f"hugetlb.{page}.max", amount),)))
+    rules = []
+    for text in request.device_cgroup_rule:
+        words = text.split()
+        if len(words) != 3 or words[0] not in "abc" or set(words[2]) - set("rwm"):
+            raise RunError(f"--device-cgroup-rule {text}: not understood", "such as: c 42:* rwm")
+        rules.append(("devices.allow", text))
+    if rules:
+        found.append(("--device-cgroup-rule", "devices", "", tuple(rules), ()))
+    return found
+
+
+def _io(request: RunRequest) -> list[Limit]:
+    found: list[Limit] = []
+    if request.blkio_weight:
+        weight = integer(request.blkio_weight, "--blkio-weight", 10, 1000)
+        v1 = (("blkio.bfq.weight|blkio.weight", str(weight)),)
+        v2 = (("io.bfq.weight|io.weight", str(weight)),)
+        found.append(("--blkio-weight", "blkio", "io", v1, v2))
+    for option, words, old, new in (
+        ("--device-read-bps", request.device_read_bps, "read_bps", "rbps"),
+        ("--device-write-bps", request.device_write_bps, "write_bps", "wbps"),
+        ("--device-read-iops", request.device_read_iops, "read_iops", "riops"),
+        ("--device-write-iops", request.device_write_iops, "write_iops", "wiops"),
+    ):
+        for text in words:
+            device, value = _device(text, option)
+            amount = size(value, option) if "bps" in option else integer(value, option, 1)
+            v1 = ((f"blkio.throttle.{old}_device", f"{device} {amount}"),)
+            found.append((option, "blkio", "io", v1, (("io.max", f"{device} {new}={amount}"),)))
+    return found
+
+
+# -- whether it can be had ------------------------------------------------------------
 
 
 def plan(request: RunRequest, container: str, root: bool) -> CgroupPlan | None:
-    return None
+    """What to make and write for a container; None if nothing needs a cgroup.
+
+    Raises:
+        RunError: a limit that cannot be enforced here.
+    """
+    limits = wanted(request)
+    if not limits and not request.cgroup_parent and not is_unified():
+        return None
+    host = ask()
+    name = f"{_PREFIX}{container[:32]}"
+    if is_unified():
+        return _plan_v2(request, limits, host, name)
+    return _plan_v1(request, limits, host, name)
 
 
-def create(plan: CgroupPlan) -> None: ...
-def enter(plan: CgroupPlan, pid: int, union: int) -> None: ...
-def remove(plan: CgroupPlan) -> None: ...
-def join_container(container: object) -> None: ...
+def _refuse(option: str, why: str, hint: str, request: RunRequest, warnings: list[str]) -> None:
+    if request.limits == "best-effort":
+        warnings.append(f"{option} is not enforced: {why}")
+        return
+    raise RunError(f"{option} cannot be enforced: {why}", f"{hint}; or --limits best-effort")
+
+
+def _plan_v1(request: RunRequest, limits: list[Limit], host: Host, name: str) -> CgroupPlan | None:
+    places = dict(host.controllers)
+    parent = request.cgroup_parent.strip("/")
+    values: list[tuple[str, str, str, str]] = []
+    used: dict[str, str] = {}
+    warnings: list[str] = []
+    for option, controller, _, files, _ in limits:
+        place = places.get(controller, "")
+        if not place:
+            hint = f"mount the v1 controller {controller}, or boot with cgroup v2"
+            _refuse(option, f"no {controller} controller is mounted", hint, request, warnings)
+            continue
+        where = _below_mount(place, controller, parent) if parent else place
+        if not os.access(where, os.W_OK | os.X_OK):
+            hint = f"as root: mkdir {where}/you && chown you {where}/you {where}/you/*, then" \
+                   " --cgroup-parent"  # fmt: skip
+            _refuse(option, f"{where} is not writable for you", hint, request, warnings)
+            continue
+        chosen = _files(where, files)
+        if isinstance(chosen, str):
+            hint = "a kernel with it"
+            _refuse(option, f"this kernel has no {chosen}", hint, request, warnings)
+            continue
+        used[controller] = where
+        group = "outer" if controller in _OUTER else "inner"
+        values += [(group, controller, file, text) for file, text in chosen]
+    if parent and not limits:
+        for controller, place in places.items():
+            where = _below_mount(place, controller, parent)
+            if controller in ("freezer", "memory", "pids", "cpuacct", "cpu"):
+                if os.access(where, os.W_OK | os.X_OK):
+                    used[controller] = where
+    if not used:
+        return CgroupPlan(version="none", parent="", name=name, warnings=tuple(warnings)) \
+            if warnings else None  # fmt: skip
+    freezer = places.get("freezer", "")
+    if freezer:
+        where = _below_mount(freezer, "freezer", parent) if parent else freezer
+        if os.access(where, os.W_OK | os.X_OK):
+            used["freezer"] = where
+    return CgroupPlan(
+        version="1",
+        parent=parent,
+        name=name,
+        values=tuple(values),
+        controllers=tuple(f"{controller}:{where}" for controller, where in used.items()),
+        warnings=tuple(warnings),
+    )
+
+
+def _below_mount(place: str, controller: str, parent: str) -> str:
+    """``--cgroup-parent`` counts from the controller's mount, as a path in its tree."""
+    for line in _read("/proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        words = right.split()
+        if words[0] == "cgroup" and controller in words[2].split(","):
+            return f"{left.split()[4]}/{parent}"
+    return f"{place}/{parent}"
+
+
+def _files(where: str, files: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...] | str:
+    """The files to write, the first of alternatives that exists; or the name of one missing."""
+    chosen = []
+    for names, text in files:
+        alternatives = names.split("|")
+        there = [
+            file
+            for file in alternatives
+            if os.path.exists(f"{where}/{file}") or _in_children(where, file)
+        ]
+        if not there:
+            return alternatives[-1]
+        chosen.append((there[0], text))
+    return tuple(chosen)
+
+
+def _in_children(where: str, file: str) -> bool:
+    """The root group lacks some files that every other has."""
+    if os.path.dirname(where) and os.path.exists(f"{os.path.dirname(where)}/cgroup.procs"):
+        return False
+    probe = f"{where}/{_PREFIX}probe-{os.getpid()}"
+    try:
+        os.mkdir(probe)
+    except OSError:
+        return False
+    try:
+        return os.path.exists(f"{probe}/{file}")
+    finally:
+        os.rmdir(probe)
+
+
+def _plan_v2(request: RunRequest, limits: list[Limit], host: Host, name: str) -> CgroupPlan | None:
+    mount = "/sys/fs/cgroup"
+    warnings: list[str] = []
+    parent = request.cgroup_parent.strip("/")
+    where = f"{mount}/{parent}" if parent else _v2_parent(host)
+    writable = bool(where) and os.access(where, os.W_OK | os.X_OK)
+    through_systemd = not writable and not parent and _systemd() != ""
+    if not writable and not through_systemd:
+        for option, *_ in limits:
+            hint = "log in through systemd (a user session delegates cgroups), or --cgroup-parent"
+            why = f"{where or 'no cgroup'} is not writable for you"
+            _refuse(option, why, hint, request, warnings)
+        if not warnings:
+            return None
+        return CgroupPlan(version="none", parent="", name=name, warnings=tuple(warnings))
+    available = set(_read(f"{where}/cgroup.controllers").split()) if writable else _delegated()
+    values: list[tuple[str, str, str, str]] = []
+    used: set[str] = set()
+    for option, _, controller, _, files in limits:
+        if not controller:
+            hint = "devices are bound one by one with --device"
+            _refuse(option, "cgroup v2 has no device rules without BPF", hint, request, warnings)
+            continue
+        if controller not in available:
+            hint = (
+                "systemctl edit user@.service: Delegate=cpu cpuset io memory pids"
+                if os.geteuid() != 0
+                else f"a kernel with the {controller} controller"
+            )
+            why = f"the controller {controller} is not delegated to {where}"
+            _refuse(option, why, hint, request, warnings)
+            continue
+        used.add(controller)
+        group = "outer" if controller in _OUTER else "inner"
+        values += [(group, controller, file, text) for file, text in files]
+    used |= {"memory", "pids", "cpu", "io"} & available  # statistics
+    return CgroupPlan(
+        version="systemd" if through_systemd else "2",
+        parent=where if not through_systemd else "",
+        name=name,
+        values=tuple(values),
+        controllers=tuple(sorted(used)),
+        warnings=tuple(warnings),
+    )
+
+
+def _v2_parent(host: Host) -> str:
+    """A group that is ours to make groups in: root's is the top, others' the delegated one."""
+    if os.geteuid() == 0:
+        return "/sys/fs/cgroup"
+    where = host.unified
+    # user@UID.service is what systemd delegates; our own leaf cannot have children with limits.
+    marker = f"user@{os.geteuid()}.service"
+    if marker in where:
+        return where[: where.index(marker) + len(marker)]
+    return where
+
+
+def _systemd() -> str:
+    """The user's bus, if systemd manages this session; empty if not."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
+    socket = f"{runtime}/systemd/private"
+    from runtime.facts import find_program
+
+    return find_program("systemd-run") if os.path.exists(socket) else ""
+
+
+def _delegated() -> set[str]:
+    base = f"/sys/fs/cgroup/user.slice/user-{os.geteuid()}.slice/user@{os.geteuid()}.service"
+    return set(_read(f"{base}/cgroup.controllers").split())
+
+
+# -- doing ------------------------------------------------------------------------------
+
+
+def _groups(plan: CgroupPlan) -> list[tuple[str, str]]:
+    """(group, directory) of every cgroup of a plan, parents first."""
+    if plan.version == "1":
+        return [
+            ("outer" if part.partition(":")[0] in _OUTER else "inner",
+             f"{part.partition(':')[2]}/{plan.name}")
+            for part in plan.controllers
+        ]  # fmt: skip
+    if plan.version in ("2", "systemd"):
+        top = f"{plan.parent}/{plan.name}"
+        return [("outer", top), ("inner", f"{top}/container"), ("union", f"{top}/union")]
+    return []
+
+
+def create(plan: CgroupPlan) -> CgroupPlan:
+    """Make the groups and write the limits; the plan with the place that systemd chose.
+
+    Raises:
+        RunError: a limit that the kernel does not take; nothing is left.
+    """
+    if plan.version == "systemd":
+        plan = plan.replace(version="2", parent=_make_scope(plan.name))
+    try:
+        if plan.version == "2":
+            _hand_on(plan.parent, plan.controllers)
+        for _, directory in _groups(plan):
+            try:
+                os.mkdir(directory, 0o755)
+            except FileExistsError:
+                pass
+            if directory.endswith(f"/{plan.name}") and plan.version == "2":
+                _hand_on(directory, plan.controllers)
+            if os.path.exists(f"{directory}/cpuset.cpus") and plan.version == "1":
+                _fill_cpuset(directory)
+        write(plan, plan.values)
+    except OSError as error:
+        remove(plan)
+        raise RunError(f"cgroup {error.filename}: {error.strerror}") from None
+    except BaseException:
+        remove(plan)
+        raise
+    return plan
+
+
+def _make_scope(name: str) -> str:
+    """A delegated scope of the user's systemd with this process in it; its directory.
+
+    This process moves into a leaf, so that the scope can have children with limits.
+
+    Raises:
+        RunError: systemd refuses.
+    """
+    from runtime.facts import find_program
+
+    unit = f"{name}-{os.getpid()}.scope"
+    manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1",
+               "org.freedesktop.systemd1.Manager")  # fmt: skip
+    words = ["busctl", "--user", "--quiet", "call", *manager, "StartTransientUnit",
+             "ssa(sv)a(sa(sv))", unit, "fail", "2", "PIDs", "au", "1", str(os.getpid()),
+             "Delegate", "b", "true", "0"]  # fmt: skip
+    program = find_program("busctl")
+    if not program:
+        raise RunError("limits through systemd need busctl", "apt-get install systemd")
+    environment = dict(os.environ)
+    environment.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
+    pid = os.posix_spawn(program, words, environment)
+    if os.waitpid(pid, 0)[1]:
+        raise RunError(f"systemd made no scope {unit}", "see: systemctl --user status")
+    import time
+
+    for _ in range(500):  # the job is carried out after the call has returned
+        where = ask().unified
+        if where.endswith(unit):
+            break
+        time.sleep(0.01)
+    else:
+        raise RunError(f"systemd did not put this process into {unit}")
+    leaf = f"{where}/supervisor"
+    os.mkdir(leaf)
+    _write(f"{leaf}/cgroup.procs", str(os.getpid()))
+    return where
+
+
+def _hand_on(directory: str, controllers: tuple[str, ...]) -> None:
+    """Enable controllers for the children (cgroup-v2.rst, "Controlling Controllers")."""
+    enabled = set(_read(f"{directory}/cgroup.subtree_control").split())
+    for controller in controllers:
+        if controller not in enabled:
+            try:
+                _write(f"{directory}/cgroup.subtree_control", f"+{controller}")
+            except OSError as error:
+                raise RunError(
+                    f"controller {controller} in {directory}: {error.strerror}",
+                    "a group with processes of its own cannot hand controllers on",
+                ) from None
+
+
+def _fill_cpuset(directory: str) -> None:
+    """v1: a new group has no processors until it is given some."""
+    for file in ("cpuset.cpus", "cpuset.mems"):
+        if not _read(f"{directory}/{file}").strip():
+            _write(f"{directory}/{file}", _read(f"{os.path.dirname(directory)}/{file}").strip())
+
+
+def write(plan: CgroupPlan, values: tuple[tuple[str, str, str, str], ...]) -> None:
+    """Write limits into the groups of a plan.
+
+    Raises:
+        RunError: the kernel refuses one.
+    """
+    for group, controller, file, text in values:
+        directory = directory_of(plan, group, controller)
+        try:
+            _write(f"{directory}/{file}", text)
+        except OSError as error:
+            raise RunError(
+                f"limit {file} = {text}: {error.strerror}",
+                "processors and nodes must be among those of the parent group"
+                if file.startswith("cpuset")
+                else "",
+            ) from None
+
+
+def directory_of(plan: CgroupPlan, group: str, controller: str) -> str:
+    """The directory in which a controller's files of a group are; empty: there is none."""
+    if plan.version == "1":
+        for part in plan.controllers:
+            name, _, where = part.partition(":")
+            if name == controller:
+                return f"{where}/{plan.name}"
+        return ""
+    return dict(_groups(plan)).get(group, "")
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(fd)
+
+
+def enter(plan: CgroupPlan, pid: int, union: int) -> None:
+    """Put the container's first process and its union daemon where they belong.
+
+    Raises:
+        RunError: not permitted.
+    """
+    try:
+        for group, directory in _groups(plan):
+            if plan.version != "1" and group == "outer":
+                continue
+            if group != "union":
+                _write(f"{directory}/cgroup.procs", str(pid))
+            if union and (group == "union" or (plan.version == "1" and group == "outer")):
+                _write(f"{directory}/cgroup.procs", str(union))
+    except OSError as error:
+        raise RunError(
+            f"cgroup {error.filename}: {error.strerror}",
+            "moving a process takes write access to the group that both come from",
+        ) from None
+
+
+def remove(plan: CgroupPlan) -> None:
+    """Remove the groups; what still lives in them is killed first (v2: cgroup.kill)."""
+    for _, directory in reversed(_groups(plan)):
+        for _ in range(200):
+            try:
+                os.rmdir(directory)
+                break
+            except FileNotFoundError:
+                break
+            except OSError:
+                _kill_all(directory)
+
+
+def _kill_all(directory: str) -> None:
+    import select
+    import signal
+
+    pids = [int(word) for word in _read(f"{directory}/cgroup.procs").split()]
+    waiting = select.poll()
+    fds = []
+    for pid in pids:
+        try:
+            fd = os.pidfd_open(pid)
+            fds.append(fd)
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            waiting.register(fd, select.POLLIN)
+        except OSError:
+            continue
+    # The group is empty a moment after its last process has been reaped.
+    waiting.poll(50)
+    for fd in fds:
+        os.close(fd)
+
+
+def stored(container: state.Container) -> CgroupPlan | None:
+    """The cgroup plan written down for a container."""
+    data: Any = container.config.get("cgroup")
+    if not data or data.get("version") == "none":
+        return None
+    values = tuple(tuple(value) for value in data.get("values") or ())
+    return CgroupPlan.from_data({**data, "values": values})
+
+
+def join_container(container: state.Container) -> None:
+    """Put this process into the container's groups; for exec.
+
+    Raises:
+        RunError: not permitted.
+    """
+    plan = stored(container)
+    if plan is not None:
+        enter(plan, os.getpid(), 0)
+
+
+def freezer(plan: CgroupPlan) -> str:
+    """The file that freezes the container, or an empty string."""
+    if plan.version in ("2", "systemd"):
+        return f"{directory_of(plan, 'inner', '')}/cgroup.freeze"
+    directory = directory_of(plan, "inner", "freezer")
+    return f"{directory}/freezer.state" if directory else ""

@@ -120,3 +120,21 @@ def describe(name: str) -> dict[str, Any] | None:
         "Layers": list(image.layers),
         "Config": image.process,
     }
+
+
+def open_union(options: Any) -> Any:
+    """The union of a view: ``unionfs.daemon.open_union`` with the store's own kind of layer."""
+    from unionfs import daemon
+
+    opener: Any = getattr(__import__("cowstore.view", fromlist=["view"]), "open_layer")
+    union: Any = daemon.open_union
+    return union(options, opener)
+
+
+def changes(source: Source) -> list[Any]:
+    """The changes of a snapshot over a view, as ``unionfs.diff.Change``.
+
+    Raises:
+        RunError: the store cannot tell.
+    """
+    raise RunError("the changes over an indexed image cannot be listed yet")

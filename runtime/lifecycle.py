@@ -233,17 +233,21 @@ def _supervise(
     host = facts.ask()
     outer = joins.pop("outer", -1)
     helpers: list[network.Helper] = []
+    limits = [plan.cgroup] if plan.cgroup is not None and plan.cgroup.version != "none" else []
 
     def on_pid(pid: int, union: int) -> None:
-        if plan.cgroup is not None:
-            cgroups.enter(plan.cgroup, pid, union)
+        if limits:
+            cgroups.enter(limits[0], pid, union)
         if request.pid_file:
             state.write_file(request.pid_file, f"{pid}\n", 0o644)
 
     def run(stdio: tuple[int, int, int]) -> launch.Started:
         stop_helpers()
-        if plan.cgroup is not None:
-            cgroups.create(plan.cgroup)
+        if limits:
+            limits[0] = cgroups.create(limits[0])
+            data = limits[0].to_data()
+            if data != container.config.get("cgroup"):
+                container.save_config({**container.config, "cgroup": data})
         started = launch.create(
             plan,
             program=program,
@@ -269,8 +273,9 @@ def _supervise(
 
     def cleanup(remove: bool) -> None:
         stop_helpers()
-        if plan.cgroup is not None:
-            cgroups.remove(plan.cgroup)
+        late = cgroups.stored(state.Container(container.root, container.id))
+        for group in (*limits, *([late] if late is not None else [])):
+            cgroups.remove(group)
         if remove:
             remove_files(container)
 
@@ -444,8 +449,6 @@ def kill_left(container: state.Container) -> None:
             pass
         finally:
             os.close(fd)
-    plan = container.config.get("cgroup")
-    if plan:
-        from runtime.plan import CgroupPlan
-
-        cgroups.remove(CgroupPlan.from_data(plan))
+    plan = cgroups.stored(container)
+    if plan is not None:
+        cgroups.remove(plan)

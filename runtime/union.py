@@ -53,10 +53,10 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
         [",".join(_words(plan))], lowers=[], upper=None, work=None, mountpoint=plan.root.mountpoint
     )
     if plan.root.view:
-        from cowstore.view import open_layer
+        from runtime import images
 
         options = mount_options.check(options)
-        union = daemon.open_union(options, open_layer)  # type: ignore[call-arg]
+        union = images.open_union(options)
     else:
         options = mount_options.check(options)
         union = daemon.open_union(options)

@@ -38,7 +38,8 @@ def run(command: str, options: Options, rest: list[str], root: str) -> int:
         return int(getattr(resources, command)(options, rest, root))
     from runtime.cli import system
 
-    return int(getattr(system, command)(options, rest, root))
+    name = "network_" if command == "network" else command
+    return int(getattr(system, name)(options, rest, root))
 
 
 def _named(rest: list[str], root: str, usage: str) -> list[state.Container]:
@@ -95,22 +96,22 @@ def _status_text(item: dict[str, Any]) -> str:
 
 
 def _matches(item: dict[str, Any], filters: tuple[str, ...]) -> bool:
+    labels = item["Labels"]
     for word in filters:
         key, _, value = word.partition("=")
         name, equals, wanted = value.partition("=")
-        labels = item["Labels"]
         tests = {
-            "name": lambda v=value: v in item["Name"],
-            "id": lambda v=value: item["Id"].startswith(v),
-            "status": lambda v=value: item["Status"] == v,
-            "exited": lambda v=value: item["Status"] == "exited" and str(item["ExitCode"]) == v,
-            "ancestor": lambda v=value: item["Image"] == v,
-            "label": lambda n=name, e=equals, w=wanted: n in labels and (not e or labels[n] == w),
-            "health": lambda v=value: item["Health"] == v,
+            "name": value in item["Name"],
+            "id": item["Id"].startswith(value),
+            "status": item["Status"] == value,
+            "exited": item["Status"] == "exited" and str(item["ExitCode"]) == value,
+            "ancestor": item["Image"] == value,
+            "label": name in labels and (not equals or labels[name] == wanted),
+            "health": item["Health"] == value,
         }
         if key not in tests:
             raise RunError(f"--filter {word}: unknown key", f"there are: {', '.join(tests)}")
-        if not tests[key]():
+        if not tests[key]:
             return False
     return True
 

@@ -1,0 +1,272 @@
+"""``cp``, ``diff``, ``commit`` and ``export``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from runtime import images, jsonio, state, userns
+from runtime.cli.output import show
+from runtime.errors import RunError
+from runtime.session import Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import tarfile
+    from typing import IO, Any
+
+
+def _split(word: str) -> tuple[str, str]:
+    """(container, path) of ``NAME:PATH``; no container for a path of the host."""
+    name, colon, path = word.partition(":")
+    if not colon or "/" in name or word.startswith((".", "/")) or name == "":
+        return "", word
+    return name, path or "/"
+
+
+def cp(options: dict[str, Any], rest: list[str], root: str) -> int:
+    """``pyrun cp``: through a tar stream, packed and unpacked on the side where the files are."""
+    if len(rest) != 2:
+        raise RunError("expected a source and a target", "pyrun cp NAME:/path . ")
+    (source, source_path), (target, target_path) = _split(rest[0]), _split(rest[1])
+    if bool(source) == bool(target):
+        raise RunError("one side must be a container's path", "pyrun cp NAME:/path .")
+    container = state.Containers(root).find(source or target)
+    import tarfile
+
+    with Session(container, root) as session:
+        if source:
+            _copy_out(session, source_path, target_path, tarfile)
+        else:
+            _copy_in(session, source_path, target_path, tarfile)
+    return 0
+
+
+def _pack(out: IO[bytes], path: str, name: str) -> None:
+    """A tar stream of ``path`` under ``name``; symlinks as they are, one filesystem."""
+    import tarfile
+
+    device = os.lstat(path).st_dev
+
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        _add(archive, path, name, device)
+
+
+def _add(archive: tarfile.TarFile, path: str, name: str, device: int) -> None:
+    """One name and what is beneath; what is mounted over is an empty directory."""
+    found = os.lstat(path)
+    if found.st_mode & 0o170000 == 0o140000:
+        return  # a socket has no place in an archive
+    archive.add(path, name, recursive=False)
+    if found.st_mode & 0o170000 == 0o040000 and found.st_dev == device:
+        for entry in sorted(os.listdir(path)):
+            _add(archive, f"{path}/{entry}", f"{name}/{entry}" if name else entry, device)
+
+
+def _copy_out(session: Session, source: str, target: str, module: Any) -> None:
+    read, write = os.pipe2(os.O_CLOEXEC)
+    inside = os.path.normpath(f"/{source}")
+    contents = source.endswith("/.")
+    name = "." if contents else os.path.basename(inside) or "."
+    if target != "-" and not contents and not os.path.isdir(target):
+        if target.endswith("/"):
+            raise RunError(f"{target}: no such directory")
+        name = os.path.basename(target)
+        target = os.path.dirname(target) or "."
+
+    def pack() -> None:
+        os.close(read)
+        if not os.path.lexists(inside):
+            raise RunError(f"{source}: no such file or directory in the container")
+        with open(write, "wb") as out:
+            _pack(out, inside, name)
+
+    pid = session.inside(pack)
+    os.close(write)
+    with open(read, "rb") as stream:
+        if target == "-":
+            _pour(stream, sys.stdout.buffer)
+        else:
+            _unpack(stream, target, module, owners=False)
+    session.finish(pid)
+
+
+def _pour(source: IO[bytes], target: IO[bytes]) -> None:
+    while data := source.read(1 << 20):
+        target.write(data)
+    target.flush()
+
+
+def _unpack(stream: IO[bytes], target: str, module: Any, *, owners: bool) -> None:
+    """Unpack below ``target``; what would lead out of it is refused (tarfile's filters)."""
+    try:
+        with module.open(fileobj=stream, mode="r|") as archive:
+            archive.extraction_filter = _as_ours if not owners else module.fully_trusted_filter
+            for member in archive:
+                archive.extract(member, target, set_attrs=True, numeric_owner=owners)
+    except module.FilterError as error:
+        raise RunError(f"refused: {error}") from None
+    except module.ReadError:
+        return  # nothing was packed; the other side tells why
+
+
+def _as_ours(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+    """Files on the host are the caller's; names and links stay below the target."""
+    import tarfile
+
+    if member.islnk() or member.issym() or member.isreg() or member.isdir():
+        mode = member.mode
+        checked = tarfile.tar_filter(member, path)
+        if checked is not None:
+            if member.islnk():
+                checked = tarfile.data_filter(checked, path)
+            return checked.replace(
+                mode=mode & 0o777, uid=os.geteuid(), gid=os.getegid(), uname="", gname="",
+                deep=False,
+            )  # fmt: skip
+    return None
+
+
+def _copy_in(session: Session, source: str, target: str, module: Any) -> None:
+    read, write = os.pipe2(os.O_CLOEXEC)
+    base = os.path.normpath(f"/{target}")
+    contents = source.endswith("/.") or source == "-"
+    if source != "-" and not os.path.lexists(source):
+        raise RunError(f"{source}: no such file or directory")
+    own_name = os.path.basename(os.path.abspath(source))
+    names = {"new": os.path.basename(base), "into": own_name}
+
+    def unpack() -> None:
+        os.close(write)
+        with open(read, "rb") as stream:
+            into = os.path.isdir(base)
+            if not into and target.endswith("/") and not contents:
+                raise RunError(f"{target}: no such directory in the container")
+            place = base if into else os.path.dirname(base)
+            if not os.path.isdir(place):
+                raise RunError(f"{place}: no such directory in the container")
+            wanted = names["into"] if into else names["new"]
+            with module.open(fileobj=stream, mode="r|") as archive:
+                archive.extraction_filter = module.fully_trusted_filter
+                for member in archive:
+                    if not contents:
+                        head, slash, tail = member.name.partition("/")
+                        member.name = f"{wanted}{slash}{tail}" if head else member.name
+                    member.uid = member.gid = 0
+                    member.uname = member.gname = ""
+                    archive.extract(member, place, numeric_owner=True)
+
+    pid = session.inside(unpack)
+    os.close(read)
+    try:
+        with open(write, "wb") as out:
+            if source == "-":
+                _pour(sys.stdin.buffer, out)
+            else:
+                _pack(out, os.path.abspath(source), "." if contents else own_name)
+    except BrokenPipeError:
+        pass  # the other side tells why
+    session.finish(pid)
+
+
+def export(options: dict[str, Any], rest: list[str], root: str) -> int:
+    """``pyrun export``: the root filesystem, without what is mounted in it."""
+    if len(rest) != 1:
+        raise RunError("expected one container", "pyrun export CONTAINER >FILE")
+    output = options.get("output")
+    if not output and sys.stdout.isatty():
+        raise RunError("a tar archive is not for a terminal", "give --output FILE")
+    container = state.Containers(root).find(rest[0])
+    import tarfile  # noqa: F401  (the child cannot import it)
+
+    with Session(container, root) as session:
+        read, write = os.pipe2(os.O_CLOEXEC)
+
+        def pack() -> None:
+            os.close(read)
+            with open(write, "wb") as out:
+                _pack(out, "/", "")
+
+        pid = session.inside(pack)
+        os.close(write)
+        with open(read, "rb") as stream:
+            if output:
+                with open(output, "wb") as file:
+                    _pour(stream, file)
+            else:
+                _pour(stream, sys.stdout.buffer)
+        session.finish(pid)
+    return 0
+
+
+def diff(options: dict[str, Any], rest: list[str], root: str) -> int:
+    """``pyrun diff``: one line a change: A, M or D, and the path."""
+    if len(rest) != 1:
+        raise RunError("expected one container", "pyrun diff CONTAINER")
+    container = state.Containers(root).find(rest[0])
+    source = images.Source.from_data(container.config["source"])
+    read, write = os.pipe2(os.O_CLOEXEC)
+
+    def work() -> None:
+        items = [
+            {"Kind": change.status, "Path": "/" + os.fsdecode(change.path)}
+            for change in _changes(source)
+        ]
+        text = jsonio.dumps(items).encode()
+        with open(write, "wb", closefd=False) as out:
+            out.write(text)
+
+    pid = os.fork()
+    if pid == 0:
+        os.close(read)
+        code = 0
+        try:
+            userns.run_mapped(work)
+        except RunError as error:
+            os.write(write, b"E" + str(error).encode())
+            code = 1
+        os._exit(code)
+    os.close(write)
+    with open(read, "rb") as stream:
+        said = stream.read()
+    os.waitpid(pid, 0)
+    if not said.startswith(b"["):
+        raise RunError(said[1:].decode(errors="replace") or "the changes cannot be read")
+    # What a start makes in every container is no change of its command's.
+    ours = {f"/{name}" for name in ("dev", "proc", "sys")}
+    items = [item for item in jsonio.loads(said) if item["Path"] not in ours]
+    if not show(options, items):
+        sys.stdout.write("".join(f"{item['Kind']} {item['Path']}\n" for item in items))
+    return 0
+
+
+def _changes(source: images.Source) -> list[Any]:
+    from unionfs import diff as union_diff
+
+    upper = os.fsencode(source.upper)
+    lowers = [os.fsencode(path) for path in source.lowers]
+    if not source.view:
+        return list(union_diff.changes(upper, lowers, (os.fsencode(source.work),)))
+    return list(images.changes(source))
+
+
+def commit(options: dict[str, Any], rest: list[str], root: str) -> int:
+    """``pyrun commit``: prints the new image's id."""
+    if len(rest) != 2:
+        raise RunError("expected a container and a name", "pyrun commit CONTAINER IMAGE")
+    container = state.Containers(root).find(rest[0])
+    snapshot = str(container.config.get("snapshot") or "")
+    if not snapshot:
+        raise RunError(
+            "this container was not made from an image",
+            "pyrun export CONTAINER | pyrun import - NAME",
+        )
+    print_id = images.commit(
+        snapshot,
+        rest[1],
+        options.get("author", ""),
+        options.get("message", ""),
+        options.get("change", ()),
+    )
+    sys.stdout.write(f"{print_id}\n")
+    return 0
