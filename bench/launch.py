@@ -13,7 +13,6 @@ from typing import Final
 from bench.stage import Order, Result, result_from, to_json
 from unionfs.errors import UserError
 
-_STAGE_SECONDS: Final = 1800
 _UNSHARE: Final = ("unshare",)
 _USER: Final = ("--user", "--map-root-user")
 _NAMESPACES: Final = (
@@ -47,8 +46,8 @@ def check_namespaces(*, user: bool) -> None:
         )
 
 
-def launch(order: Order, *, user: bool) -> Result:
-    """Carry out one order; what goes wrong is in the result."""
+def launch(order: Order, *, user: bool, seconds: float) -> Result:
+    """Carry out one order within so many seconds; what goes wrong is in the result."""
     child = subprocess.Popen(
         [*_unshare(user=user), sys.executable, "-c", _STAGE],
         stdin=subprocess.PIPE,
@@ -58,9 +57,9 @@ def launch(order: Order, *, user: bool) -> Result:
         env=_environment(),
     )
     try:
-        said, errors = child.communicate(to_json(order), timeout=_STAGE_SECONDS)
+        said, errors = child.communicate(to_json(order), timeout=seconds)
     except subprocess.TimeoutExpired:
-        return Result(error=f"not done after {_STAGE_SECONDS} s")
+        return Result(error=f"not done after {seconds:.0f} s")
     finally:
         # --kill-child: with unshare go all processes of the namespace, and with them the mount.
         if child.poll() is None:

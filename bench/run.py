@@ -29,6 +29,9 @@ from unionfs.errors import UserError
 
 #: What others spoil by dropping caches is measured at most this often.
 _ATTEMPTS: Final = 4
+#: A stage that takes longer is given up; with a limited time, one that began at its very end.
+_STAGE_SECONDS: Final = 1800
+_LAST_SECONDS: Final = 15
 _QUIET_SECONDS: Final = 5
 _PATIENCE_SECONDS: Final = 60
 
@@ -231,7 +234,9 @@ class Run:
         place = Path(tempfile.mkdtemp(dir=self.plan.place))
         try:
             order = self._order(work, peer, trees.get(work.tree), place)
-            return launch(order, user=self.plan.userns or peer.userns)
+            left = max(_LAST_SECONDS, self._deadline - time.monotonic())
+            user = self.plan.userns or peer.userns
+            return launch(order, user=user, seconds=min(_STAGE_SECONDS, left))
         finally:
             remove_tree(place)
 
