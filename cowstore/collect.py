@@ -75,7 +75,7 @@ def _end_leases(store: Store, name: str, *, resumable: bool) -> None:
         db.execute("DELETE FROM leases WHERE session=?", (name,))
 
 
-def _living(store: Store, ending: str) -> Iterator[tuple[str, int]]:
+def living_sessions(store: Store, ending: str) -> Iterator[tuple[str, int]]:
     """(name, start in ns) of sessions whose process lives."""
     for name in os.listdir(store.layout.path("tmp")):
         path = store.layout.path("tmp", name, "lock")
@@ -110,7 +110,7 @@ def collect(store: Store, *, resumable: bool = True, ending: str = "") -> Freed:
     freed = Freed()
     started = time.time_ns()
     with store.database.write() as db:
-        living = dict(_living(store, ending))
+        living = dict(living_sessions(store, ending))
         marked = _mark(db, living, resumable)
         marked.oldest = min([started, *living.values()])
         for (diff_id,) in db.execute("SELECT diff_id FROM layers").fetchall():

@@ -60,8 +60,12 @@ def import_found(
     )
     index_digest = digests.of(found.index) if found.index else None
     with store.database.write() as db:
-        add_blob(db, image, len(manifest), document.media_type, kept=True)
-        add_blob(db, document.config.digest, len(config), document.config.media_type, kept=True)
+        origin = found.origin or None
+        add_blob(db, image, len(manifest), document.media_type, kept=True, source=origin)
+        add_blob(
+            db, document.config.digest, len(config), document.config.media_type, kept=True,
+            source=origin,
+        )  # fmt: skip
         if found.index:
             add_blob(db, digests.of(found.index), len(found.index), oci.OCI_INDEX, kept=True)
         for other in found.others:

@@ -36,6 +36,7 @@ class Found:
         index: the index it was chosen from, if any.
         names: what the source calls it.
         created_by: for the history of a configuration that is made.
+        origin: as of ``LayerSource``, for the documents.
     """
 
     manifest: bytes = b""
@@ -46,6 +47,7 @@ class Found:
     index: bytes = b""
     names: list[str] = field(default_factory=list)
     created_by: str = ""
+    origin: str = ""
 
 
 class Place(Protocol):

@@ -8,7 +8,6 @@ for what is missing. A layer that the store has is not asked for at all.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from cowstore import digest as digests
 from cowstore import oci
 from cowstore.collect import RESUME
-from cowstore.errors import NotFound, Refused, StoreError
+from cowstore.errors import Refused, StoreError
 from cowstore.exporter import Outgoing, package
 from cowstore.layers import LayerSource
 from cowstore.layout import Layout
@@ -72,7 +71,7 @@ def pull(
         registry, where, found = _first(places, ref, platform, insecure, authfile)
         document = oci.parse_manifest(found.manifest, found.media_type)
         found.config = _small_blob(registry, where, document.config)
-        origin = f"docker://{host}/{repository}"
+        origin = found.origin = f"docker://{host}/{repository}"
 
         def opener(digest: str) -> Callable[[], Iterator[bytes]]:
             return lambda: resumed(store.layout, registry, where, digest)
@@ -253,23 +252,3 @@ def _push_blob(
         if source == repository:
             source = ""
     upload(registry, repository, out, source, progress)
-
-
-def refetch(store: Store, digest: str, origin: str, size: int) -> bytes | None:
-    """A blob from where it came from, for repairs; None: not to be had."""
-    if not origin.startswith("docker://"):
-        return None
-    host, repository = _split(origin.removeprefix("docker://"))
-    for insecure in (False, True):
-        with contextlib.suppress(StoreError, NotFound, Lost):
-            registry = Registry(host, insecure=insecure)
-            data = b"".join(registry.blob(repository, digest)[1])
-            if digests.of(data) == digest:
-                return data
-    return None
-
-
-def remove_partial(layout: Layout, digest: str) -> None:
-    """Forget the beginning of a blob."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(layout.partial(digest))
