@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench.workload import PROVIDERS, REGISTRY, Sizes, Skipped, load
+from bench.workload import FILESYSTEM, PROVIDERS, REGISTRY, Sizes, Skipped, load
 from unionfs.errors import UserError
 from unionfs.ops import STATS_XATTR
 from unionfs.sys import calls
@@ -39,7 +39,8 @@ class Order:
     """What a stage is to do.
 
     Attributes:
-        command: mounts, fields filled in; empty: the first lower is copied to ``mnt``.
+        command: mounts, fields filled in; empty: the stack is copied to ``mnt``. For
+            workloads that are not for filesystems it is theirs to run.
         lowers: the stack, topmost first.
         place: an empty directory for the peer's files, on the disk that is measured.
         drop: whether caches may be dropped.
@@ -244,12 +245,11 @@ class Stage:
 
     def finish(self) -> None:
         """Unmount; wait for the processes, and take stock of them."""
-        if not self.order.command:
-            return
         self.result.peak_memory = sum(_peak_memory(pid) for pid in self.daemons)
         cpu = {pid: _cpu_seconds(pid) for pid in self.daemons}
         with contextlib.suppress(OSError):
-            self._unmount()
+            if self._mounted():
+                self._unmount()
         deadline = time.monotonic() + _END_SECONDS
         for pid in self.daemons:
             while True:
@@ -315,7 +315,8 @@ def play(order: Order) -> Result:
     try:
         if workload.prepare is not None:
             workload.prepare(stage)
-        stage.mount()
+        if workload.kind == FILESYSTEM:
+            stage.mount()
         workload.run(stage)
     except Skipped as reason:
         result.skipped = str(reason)

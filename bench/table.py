@@ -38,7 +38,8 @@ def ratio(verdict: Verdict | None) -> str:
 
 def messages(figures: Figures, row: Row) -> str:
     """Messages per operation of ours, the frequent ones by name."""
-    counted = figures.messages(row, figures.ours.name) if figures.ours else None
+    ours = figures.ours_in(row)
+    counted = figures.messages(row, ours.name) if ours else None
     if counted is None:
         return "-"
     total = sum(counted.values())

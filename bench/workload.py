@@ -29,6 +29,10 @@ PROVIDERS: Final = [
 ]
 
 
+#: The kind of peers that are mounted, and of the workloads for them.
+FILESYSTEM: Final = "filesystem"
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How much work a profile does.
@@ -157,7 +161,7 @@ class Workload:
         plain: makes sense on a plain directory (a copy of the lower tree).
         copy_up: changes files of the lower, which not every union can.
         programs: must be on PATH.
-        kind: which peers it is for: "filesystem", or another word that peers bear.
+        kind: which peers it is for; only FILESYSTEM gets a mount.
         prepare: fills ``Stage.upper`` before mounting.
     """
 
@@ -170,7 +174,7 @@ class Workload:
     plain: bool = True
     copy_up: bool = False
     programs: tuple[str, ...] = ()
-    kind: str = "filesystem"
+    kind: str = FILESYSTEM
     prepare: Callable[[Stage], None] | None = None
 
 
