@@ -91,7 +91,17 @@ def map_outer(pid: int, ids: IdPlan, newuidmap: str, newgidmap: str) -> None:
         actions = [(os.POSIX_SPAWN_DUP2, write, 2)]
         arguments = [name, str(pid), *numbers]
         running.append(
-            (os.posix_spawn(program, arguments, os.environ, file_actions=actions), read, name)
+            (
+                os.posix_spawn(
+                    program,
+                    arguments,
+                    os.environ,
+                    file_actions=actions,
+                    setsigdef=(signal.SIGPIPE,),
+                ),
+                read,
+                name,
+            )
         )
         os.close(write)
     failed = ""
@@ -224,6 +234,8 @@ def _intermediate(
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         calls.set_name(b"pyrun-union")
+        calls.set_command_line(b"pyrun-union")
+        os.umask(0)  # modes are what the container's processes ask for
         own_outer = bool(plan.ids.outer_uids) and outer < 0
         if outer >= 0:
             calls.setns(outer, calls.CLONE_NEWUSER)

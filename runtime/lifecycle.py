@@ -259,7 +259,7 @@ def _supervise(
             on_pid=on_pid,
         )
         try:
-            helper = network.start(plan.network, started.pid, container.directory)
+            helper = network.start(plan.network, started.namespaces, container.directory)
         except BaseException:
             launch.abort(started)
             raise

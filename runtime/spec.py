@@ -190,6 +190,11 @@ def namespaces(request: RunRequest, ids: IdPlan) -> list[dict[str, str]]:
         found.append({"type": "network"})
     if request.time_offset:
         found.append({"type": "time"})
+    # What belongs to another container is only of use in its user namespace.
+    joined = [entry["path"] for entry in found if entry.get("path", "").startswith("container:")]
+    if joined and ids.inner_uids:
+        found = [entry for entry in found if entry["type"] != "user"]
+        found.insert(0, {"type": "user", "path": joined[0]})
     return found
 
 
@@ -214,12 +219,11 @@ def time_offsets(request: RunRequest) -> dict[str, dict[str, int]]:
     return offsets
 
 
-def _host_namespace(found: list[dict[str, str]], kind: str) -> bool:
-    return not any(entry["type"] == kind for entry in found)
-
-
 def _own_namespace(found: list[dict[str, str]], kind: str) -> bool:
-    return any(entry["type"] == kind and "path" not in entry for entry in found)
+    """Whether it is the container's own, or that of the one whose user namespace it shares."""
+    return any(
+        entry["type"] == kind and not entry.get("path", "").startswith("/") for entry in found
+    )
 
 
 def _mapped(number: int, ranges: tuple[tuple[int, int, int], ...]) -> bool:
