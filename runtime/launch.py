@@ -168,6 +168,9 @@ def create(
             os.write(commands, b"m")
             os.write(write_mapped, b"m")
         _follow(started, on_pid)
+        if plan.root.kind != "union":
+            os.waitpid(middle, 0)  # the kernel serves the root
+            started.union_pid = 0
     except BaseException:
         abort(started)
         raise

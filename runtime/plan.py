@@ -48,6 +48,7 @@ class MountPlan(Record):
     """One mount beneath the root; ``kind`` is bind or a filesystem type.
 
     ``attributes`` and ``propagation`` are option words, ``data`` the filesystem's own options.
+    ``optional``: a root in which its place cannot be made goes without.
     """
 
     target: str
@@ -57,7 +58,7 @@ class MountPlan(Record):
     data: tuple[tuple[str, str | None], ...] = ()
     recursive: bool = False
     propagation: str = ""
-    volume: bool = False
+    optional: bool = False
 
 
 class NamespacePlan(Record):
@@ -199,7 +200,7 @@ def mount_plan(entry: dict[str, Any]) -> MountPlan:
     attributes, data, propagation = [], [], ""
     for word in options:
         name, equals, value = word.partition("=")
-        if word in ("bind", "rbind"):
+        if word in ("bind", "rbind", "nofail"):
             continue
         if word in _ATTRIBUTES:
             attributes.append(word)
@@ -217,6 +218,7 @@ def mount_plan(entry: dict[str, Any]) -> MountPlan:
         data=tuple(data),
         recursive=recursive,
         propagation=propagation,
+        optional="nofail" in options,
     )
 
 

@@ -304,7 +304,7 @@ def build(
     for target, source in files.items():
         mounts.append(
             {"destination": target, "type": "bind", "source": source,
-             "options": ["bind", "rprivate", "nosuid", "nodev"]}
+             "options": ["bind", "rprivate", "nosuid", "nodev", "nofail"]}
         )  # fmt: skip
     chosen = list(caps.choose(request.cap_add, request.cap_drop, request.privileged))
     options = _security(request)
@@ -322,7 +322,7 @@ def build(
     process: dict[str, Any] = {
         "terminal": request.tty,
         "user": {
-            "username": request.user or str(image.get("User") or ""),
+            "username": request.user or str(image.get("User") or "") or _kept_user(ids, facts),
             "additionalGroups": list(request.group_add),
             "umask": int(request.umask or "022", 8),
         },
@@ -367,6 +367,11 @@ def build(
             "landlock": list(request.landlock),
         },
     }  # fmt: skip
+
+
+def _kept_user(ids: IdPlan, facts: HostFacts) -> str:
+    """With keep-id the command runs as the caller, where the image does not name a user."""
+    return f"{facts.callers.uid}:{facts.callers.gid}" if ids.mode == "keep-id" else ""
 
 
 def _mappings(ranges: tuple[tuple[int, int, int], ...]) -> list[dict[str, int]]:
