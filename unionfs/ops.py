@@ -241,6 +241,4 @@ class Ops:
         union = self.union
         if union.fds.over():
             union.fds.trim()
-        if union.table.wants_rebuild():
-            union.table = union.table.rebuilt()
-            calls.trim_heap()
+        union.shrink()

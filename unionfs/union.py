@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from unionfs import formats
 from unionfs.fds import Descriptors, raise_open_files_limit
 from unionfs.index import Indexed, shown
-from unionfs.inode import ROOT_INO, Inode, InodeTable
+from unionfs.inode import ROOT_INO, Inode
 from unionfs.layer import Entry, Layer, LayerDir, edit_stat, hash_ino, override_stat
 from unionfs.listing import Listing
 from unionfs.live import Watcher
@@ -51,7 +51,8 @@ class Union:
         self.fds = Descriptors(raise_open_files_limit())
         self.layers: list[Layer | None] = [None]
         self.upper: Upper | None = None
-        self.table = InodeTable()
+        self.table: dict[int, Inode] = {}
+        self._most = 0
         self.can_override = calls.has_dac_override()
         self._spaces: dict[bytes, int] = {}
         self._listed: OrderedDict[Inode, None] = OrderedDict()
@@ -469,6 +470,16 @@ class Union:
             if rest is None:
                 return
             inode = rest
+
+    def shrink(self) -> None:
+        """Give memory back when most inodes are gone: a dict never shrinks."""
+        count = len(self.table)
+        if count > self._most:
+            self._most = count
+        elif self._most > 4096 and count * 8 < self._most:
+            self.table = dict(self.table)
+            self._most = count
+            calls.trim_heap()
 
     # -- attributes ----------------------------------------------------------------
 
