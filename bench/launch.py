@@ -49,7 +49,8 @@ def check_namespaces(*, user: bool) -> None:
 def launch(order: Order, *, user: bool, seconds: float) -> Result:
     """Carry out one order within so many seconds; what goes wrong is in the result."""
     child = subprocess.Popen(
-        [*_unshare(user=user), sys.executable, "-c", _STAGE],
+        # -P: no module of the current directory (a bench.py, say) stands in for ours.
+        [*_unshare(user=user), sys.executable, "-P", "-c", _STAGE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

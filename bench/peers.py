@@ -184,7 +184,7 @@ def _others(peers: list[Peer], missing: list[str]) -> None:
 
 
 def _ours(missing: list[str], *, root: bool, full: bool) -> list[Peer]:
-    mount = (sys.executable, "-m", "unionfs", "mount")
+    mount = (sys.executable, "-P", "-m", "unionfs", "mount")
     version = f"pyunion {__version__}"
     peers = [Peer("pyunion", "ours", (*mount, "-o", _STACK, "{mnt}"), version)]
     if not full:

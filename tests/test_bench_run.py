@@ -81,6 +81,13 @@ def test_hot_looks_send_no_message_and_the_daemon_is_measured(place: Path) -> No
     assert all(mounted.features for mounted in made.mounts)
 
 
+def test_modules_of_the_current_directory_do_not_stand_in_for_ours(place: Path) -> None:
+    for name in ("bench", "unionfs", "json"):
+        (place.parent / f"{name}.py").write_text("raise SystemExit(9)")
+    assert _bench(place, "--only", "stat", "--peers", "pyunion") == 0
+    assert len(_load(place).samples) == 1
+
+
 def test_only_the_rows_that_were_asked_for_are_reported(place: Path) -> None:
     assert _bench(place, "--only", "mkdir", "--peers", "plain", "--rounds", "2") == 0
     made = _load(place)
