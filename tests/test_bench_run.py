@@ -252,6 +252,17 @@ def test_an_interrupted_run_reports_what_it_has(
     assert not list(place.iterdir())
 
 
+def test_two_runs_do_not_measure_each_other(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main, "_LOCK", f"\0pyunion-bench-test-{os.getpid()}")
+    with main._alone():
+        words = ["--size", "quick", "--only", "stat", "--peers", "plain", "--work", str(place)]
+        assert main.main(words) == 1
+    assert "another pyunion bench is running" in capsys.readouterr().err
+    assert not [path for path in place.parent.rglob("*") if path != place]
+
+
 # -- errors -------------------------------------------------------------------------
 
 

@@ -134,7 +134,7 @@ register(
             *_rows("-grown", "in a directory that became large through the mount"),
         ),
         _grown,
-        rounds=3,
+        rounds=2,
     )
 )
 register(
