@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from runtime.errors import RunError
+from runtime.lazy import put_off
 from runtime.sys import calls
 
 TYPE_CHECKING = False
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def load() -> None:
-    """Import what serves a union."""
+    """Import what serves a union, and put off what it may never need."""
+    put_off("inspect", "json", "shutil", "socket", "subprocess", "traceback")
     import unionfs.daemon
     import unionfs.engine.direct
     import unionfs.engine.mounting  # noqa: F401

@@ -78,7 +78,11 @@ def _write_id(request: RunRequest, container: state.Container) -> None:
 
 
 def _run_detached(request: RunRequest, container: state.Container, plan: Plan) -> int:
-    channel = lifecycle.supervise(container, plan, request, None)
+    try:
+        channel = lifecycle.supervise(container, plan, request, None, transient=True)
+    except BaseException:
+        lifecycle.remove_files(container)
+        raise
     lifecycle.wait_started(channel)
     sys.stdout.write(f"{container.id}\n")
     return 0
@@ -87,10 +91,9 @@ def _run_detached(request: RunRequest, container: state.Container, plan: Plan) -
 def _run_here(request: RunRequest, container: state.Container, plan: Plan) -> int:
     ours, theirs = lifecycle.streams(request.interactive)
     try:
-        channel = lifecycle.supervise(container, plan, request, theirs)
+        channel = lifecycle.supervise(container, plan, request, theirs, transient=True)
     except BaseException:
-        if request.rm:
-            lifecycle.remove_files(container)
+        lifecycle.remove_files(container)
         raise
     channel.close()
     console.proxy(ours.channel, tty=request.tty, signals=request.sig_proxy)
