@@ -180,3 +180,11 @@ def test_records_are_frozen_and_compare() -> None:
         Point()  # type: ignore[call-arg]
     with pytest.raises(TypeError):
         Point(x=1, z=2)  # type: ignore[call-arg]
+
+
+def test_the_manual_pages_are_those_of_the_table() -> None:
+    from runtime.cli import manual
+    from tests.runtime.conftest import ROOT
+
+    assert (ROOT / "docs/man/pyrun.1").read_text() == manual.main_page()
+    assert (ROOT / "docs/man/pyrun-run.1").read_text() == manual.run_page()
