@@ -186,7 +186,7 @@ def _table(figures: Figures) -> Iterator[str]:
     yield "</tbody></table></div>"
     yield (
         "<p>Medians; a range (italic) where the quartiles are too far apart for a figure."
-        " Messages and daemon CPU: ours, per operation. Hover for details.</p>"
+        " ?: one round only. Messages and daemon CPU: ours, per operation. Hover for details.</p>"
     )
 
 

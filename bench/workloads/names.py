@@ -143,5 +143,6 @@ register(
         ),
         _cold,
         tree="flat",
+        quick=False,
     )
 )
