@@ -115,6 +115,33 @@ def test_pins_are_counted_once_and_never_trimmed(tmp_path: Path) -> None:
     assert (fds.pins, inode.fd) == (0, -1)
 
 
+def test_deleted_files_are_closed_by_another_thread(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"")
+    fds = Descriptors(1 << 20)
+    told: list[int] = []
+    fds.on_dead = lambda: told.append(1)
+    inodes = [open_file(fds, tmp_path / "f", number) for number in range(300)]
+    descriptors = [inode.fd for inode in inodes]
+    for inode in inodes:
+        fds.pin(inode)
+        fds.release(inode)
+    assert (told, fds.pins, {inode.fd for inode in inodes}) == ([1], 0, {-1})
+    for descriptor in descriptors[256:]:  # not without end
+        with pytest.raises(OSError):
+            os.fstat(descriptor)
+    for descriptor in descriptors[:256]:
+        os.fstat(descriptor)
+    fds.close_dead()
+    for descriptor in descriptors:
+        with pytest.raises(OSError):
+            os.fstat(descriptor)
+    last = open_file(fds, tmp_path / "f", 1)
+    fds.pin(last)
+    fds.release(last)
+    assert told == [1, 1]
+    fds.close_all()
+
+
 def test_others_run_while_the_monitor_is_given_up() -> None:
     monitor = Monitor()
     inside = threading.Event()

@@ -272,6 +272,10 @@ class Union:
             note = listing.names.get(name)
             if note is None:
                 return []
+            if note[1] == stat.S_IFREG or note[1] == stat.S_IFLNK:
+                plain = self._plain(dirs, name, *note)
+                if plain is not None:
+                    return plain
             if len(dirs) > 1:
                 first = note[0]
                 dirs = [directory for directory in dirs if directory.layer.index >= first]
@@ -286,22 +290,32 @@ class Union:
         return found
 
     def find_listed(self, parent: Inode, listing: Listing, name: bytes) -> list[Entry]:
-        """As ``find``, for a name of the parent's listing. Hot path: one lstat for a plain file."""
+        """As ``find``, for a name of the parent's listing. Hot path."""
         index, kind = listing.names[name]
         if kind == stat.S_IFREG or kind == stat.S_IFLNK:
             assert parent.dirs is not None
-            for directory in parent.dirs:
-                if directory.layer.index == index:
-                    break
-            if not directory.layer.masks and not directory.xwhiteouts:
-                try:
-                    st = directory.stat(name)
-                except FileNotFoundError:
-                    return self.find(parent, name)
-                if st.st_mode & 0o170000 == kind:
-                    found = [Entry(Says.FILE, directory, name, st, None)]
-                    return shown(self, found) if self.index else found
+            plain = self._plain(parent.dirs, name, index, kind)
+            if plain is not None:
+                return plain
         return self.find(parent, name)
+
+    def _plain(
+        self, dirs: Sequence[LayerDir], name: bytes, index: int, kind: int
+    ) -> list[Entry] | None:
+        """A file that a listing has in layer ``index``, by one lstat; None: look closer."""
+        for directory in dirs:
+            if directory.layer.index == index:
+                break
+        if directory.layer.masks or directory.xwhiteouts:
+            return None
+        try:
+            st = directory.stat(name)
+        except FileNotFoundError:
+            return None
+        if st.st_mode & 0o170000 != kind:
+            return None
+        found = [Entry(Says.FILE, directory, name, st, None)]
+        return shown(self, found) if self.index else found
 
     def below(self, parent: Inode, name: bytes) -> list[Entry]:
         """What the lowers alone would show under ``name``."""
@@ -695,14 +709,10 @@ class Union:
         """A name of the upper appeared or replaced one."""
         listing = parent.listing
         if listing is not None:
-            before = len(listing)
-            listing.put(name, 0, kind)
-            self.listed_names += len(listing) - before
+            self.listed_names += listing.put(name, 0, kind)
 
     def note_gone(self, parent: Inode, name: bytes, *, whiteout: bool) -> None:
         """A name went; ``whiteout``: one lies in the upper now."""
         listing = parent.listing
         if listing is not None:
-            before = len(listing)
-            listing.remove(name, whiteout=whiteout)
-            self.listed_names += len(listing) - before
+            self.listed_names += listing.remove(name, whiteout=whiteout)
