@@ -206,7 +206,7 @@ def _container(
         if message != b"T" or len(fds) != 1:
             os._exit(125)  # the other side has told why
         calls.unshare(calls.CLONE_NEWNS)
-        _hand_over_namespaces(status)
+        _hand_over_namespaces(status, "time" in plan.namespaces.new)
         root = _attach_root(fds[0])
         if "network" in plan.namespaces.new:
             _loopback_up()
@@ -242,9 +242,10 @@ def forget_imports() -> None:
     sys.path.clear()
 
 
-def _hand_over_namespaces(status: Channel) -> None:
-    fds = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in NAMESPACES]
-    status.send(b"N", fds)
+def _hand_over_namespaces(status: Channel, own_time: bool) -> None:
+    names = (*NAMESPACES, "time") if own_time else NAMESPACES
+    fds = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in names]
+    status.send(b"N" + " ".join(names).encode(), fds)
     for fd in fds:
         os.close(fd)
 

@@ -192,7 +192,8 @@ def _follow(started: Started, on_pid: Callable[[int, int], None] | None) -> None
                 on_pid(started.pid, started.union_pid)
             os.write(started.commands, b"g")
         elif kind == b"N":
-            started.namespaces.update(zip(child.NAMESPACES, fds, strict=True))
+            names = message[1:].decode().split()
+            started.namespaces.update(zip(names, fds, strict=True))
         elif kind == b"O":
             started.namespaces["outer"] = fds[0]
         elif kind == b"T":

@@ -31,7 +31,7 @@ class Attachment:
 
     def relay(self, keys: bytes, tty: bool) -> dict[str, Any]:
         """Until the container ends; see ``console.Relay``."""
-        outputs = {self.out: 1, self.err: 2}
+        outputs = {fd: number for fd, number in ((self.out, 1), (self.err, 2)) if fd >= 0}
         with console.RawTerminal(tty and self.source >= 0 and os.isatty(0)):
             return console.Relay(self.channel, self.source, outputs, keys, tty).run()
 
@@ -332,6 +332,7 @@ def _make_supervisor(
         health=health,
         log_limit=limit,
         transient=transient,
+        log=request.log_driver != "none",
     )
 
 

@@ -136,15 +136,28 @@ def choose(request: RunRequest, exposed: tuple[str, ...] = ()) -> NetworkPlan:
         if mode or ports or request.net_rate:
             raise RunError(f"a private network needs /dev/net/tun: {tun}", _TUN)
         return NetworkPlan(mode="none", note=f"no network: /dev/net/tun: {tun}")
-    from runtime.values import size
-
-    rate = (
-        size(request.net_rate.lower().removesuffix("bit"), "--net-rate") if request.net_rate else 0
-    )
+    rate = _rate(request.net_rate) if request.net_rate else 0
     checked = tuple((a, p, _free_port(a, p, outside), i) for a, p, outside, i in ports)
     return NetworkPlan(
         mode="private", helper=path, helper_kind=kind, ports=checked, dns=request.dns, rate=rate
     )
+
+
+def _rate(text: str) -> int:
+    """Bits a second from ``10mbit``, ``500k``, ``1g`` (powers of 1000, as tc has them).
+
+    Raises:
+        RunError: not a rate.
+    """
+    word = text.lower().removesuffix("bit")
+    factors = {"k": 1000, "m": 1_000_000, "g": 1_000_000_000}
+    factor = factors.get(word[-1:], 1)
+    from runtime.values import real
+
+    number = real(word[:-1] if factor > 1 else word, "--net-rate", 0.001)
+    if number * factor < 8000:
+        raise RunError(f"--net-rate {text}: below 8kbit")
+    return int(number * factor)
 
 
 def _why_no_tun() -> str:
@@ -236,11 +249,72 @@ def start(network: NetworkPlan, namespaces: dict[str, int], directory: str) -> H
     anchor, places = _anchor(namespaces)
     try:
         if network.helper_kind == "pasta":
-            return _start_pasta(network, places, directory)
-        return _start_slirp(network, places, directory)
+            helper = _start_pasta(network, places, directory)
+        else:
+            helper = _start_slirp(network, places, directory)
+        if network.rate:
+            try:
+                _limit_rate(network.rate, namespaces)
+            except BaseException:
+                helper.stop()
+                raise
+        return helper
     finally:
         os.kill(anchor, 9)
         os.waitpid(anchor, 0)
+
+
+def _limit_rate(rate: int, namespaces: dict[str, int]) -> None:
+    """``--net-rate``: what leaves is shaped, what arrives beyond it is dropped (tc(8)).
+
+    Raises:
+        RunError: tc is not installed, or the kernel lacks what it needs.
+    """
+    from runtime.sys import calls
+
+    program = find_program("tc")
+    if not program:
+        raise RunError("--net-rate needs tc", "apt-get install iproute2")
+    burst = str(max(rate // 8 // 50, 16 << 10))
+    read, write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            import _socket
+
+            if "user" in namespaces:
+                calls.setns(namespaces["user"], calls.CLONE_NEWUSER)
+            calls.setns(namespaces["net"], calls.CLONE_NEWNET)
+            for _, device in _socket.if_nameindex():
+                if device == "lo":
+                    continue
+                for words in _rate_commands(device, rate, burst):
+                    actions = [(os.POSIX_SPAWN_DUP2, write, 2)]
+                    tc = os.posix_spawn(
+                        program, ["tc", *words], os.environ, file_actions=actions,
+                        setsigdef=_SIGNALS,
+                    )  # fmt: skip
+                    if os.waitpid(tc, 0)[1]:
+                        os._exit(1)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(write)
+    with open(read, encoding="utf-8", errors="replace") as told:
+        said = told.read().strip()
+    if os.waitpid(pid, 0)[1]:
+        raise RunError(f"--net-rate: tc: {said.partition(chr(10))[0] or 'failed'}")
+
+
+def _rate_commands(device: str, rate: int, burst: str) -> list[list[str]]:
+    speed = f"{rate}bit"
+    return [
+        ["qdisc", "add", "dev", device, "root", "tbf", "rate", speed, "burst", burst, "latency",
+         "50ms"],
+        ["qdisc", "add", "dev", device, "handle", "ffff:", "ingress"],
+        ["filter", "add", "dev", device, "parent", "ffff:", "protocol", "all", "u32", "match",
+         "u32", "0", "0", "police", "rate", speed, "burst", burst, "drop", "flowid", ":1"],
+    ]  # fmt: skip
 
 
 def _anchor(namespaces: dict[str, int]) -> tuple[int, dict[str, str]]:

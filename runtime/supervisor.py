@@ -84,6 +84,7 @@ class Supervisor:
         health: Any = None,
         log_limit: int = 0,
         transient: bool = False,
+        log: bool = True,
     ) -> None:
         self.container = container
         self.plan = plan
@@ -96,7 +97,7 @@ class Supervisor:
         self.cleanup = cleanup
         self.health = health
         self.transient = transient
-        self.log = LogWriter(container.path("log"), log_limit)
+        self.log = LogWriter(container.path("log") if log else os.devnull, log_limit)
         self.clients: list[Client] = []
         self.waiting: list[Channel] = []
         self.poll = select.poll()
@@ -477,7 +478,10 @@ class Supervisor:
             self._hold_back()
             return
         except OSError:
-            self._detach(client)
+            client.pending[stream] = b""  # nobody reads that one any more
+            self.unwatch(fd)
+            os.close(client.sinks.pop(stream))
+            self._hold_back()
             return
         if fd in self.handlers:
             self.unwatch(fd)
