@@ -31,6 +31,8 @@ from unionfs.sys.mountinfo import read_mounts
 
 _DROP_CACHES: Final = "/proc/sys/vm/drop_caches"
 _MOUNT_SECONDS: Final = 60
+#: A command that has mounted and is still there after this time serves in the foreground.
+_FOREGROUND_SECONDS: Final = 1
 _END_SECONDS: Final = 60
 
 
@@ -102,7 +104,7 @@ class Timing:
 
     Attributes:
         seconds: as the program that was run measured them itself.
-        count: how many operations it were.
+        count: how many operations there were.
     """
 
     count: int
@@ -218,18 +220,25 @@ class Stage:
                 stderr=output,
                 cwd=os.path.dirname(self.lowers[0]),
             )
+        seen = None
         while True:
             code = child.poll()
             here = self._mounted()
+            now = time.perf_counter() - start
+            if here and seen is None:
+                seen = now
             if code is not None and (code or not here):
                 said = log.read_text(errors="replace").strip().splitlines()[-1:]
                 raise UserError(f"not mounted: exit code {code} {' '.join(said)}")
-            if here and (code is not None or time.perf_counter() - start > 1):
+            if seen is not None and code is not None:
+                self.result.mount_seconds = now
                 break
-            if time.perf_counter() - start > _MOUNT_SECONDS:
+            if seen is not None and now - seen > _FOREGROUND_SECONDS:
+                self.result.mount_seconds = seen
+                break
+            if now > _MOUNT_SECONDS:
                 raise UserError(f"nothing is mounted after {_MOUNT_SECONDS} s")
             time.sleep(0.001)
-        self.result.mount_seconds = time.perf_counter() - start
         self.daemons = _others()
         log.unlink()
         with contextlib.suppress(OSError, ValueError, KeyError):
