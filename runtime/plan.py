@@ -31,7 +31,8 @@ class RootPlan(Record):
     """The root filesystem: ``kind`` is union, kernel or plain.
 
     ``options`` are ``-o`` words of the union; ``view``: its lower is the index of an image.
-    ``mountpoint`` is an empty directory of the container's own.
+    ``mountpoint`` is an empty directory of the container's own. ``transient``: upper and work
+    directory are the container's alone, and go when it ends.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class RootPlan(Record):
     view: bool = False
     read_only: bool = False
     mountpoint: str = ""
+    transient: bool = False
 
 
 class MountPlan(Record):

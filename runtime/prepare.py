@@ -177,6 +177,7 @@ def _root_plan(
         view=source.view,
         read_only=request.read_only,
         mountpoint=container.path("root"),
+        transient=request.rm and not source.snapshot,
     )
     if kind == "kernel" and source.view:
         raise RunError("--storage kernel needs directories, and this image is an index")
