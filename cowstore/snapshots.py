@@ -30,7 +30,7 @@ _COLUMNS = "id, image, layers, bases, parent, created_at, place"
 #: and a commit reads nothing else.
 _OPTIONS = ("redirect_dir=copy",)
 #: Whether unions lie on views; else on trees.
-VIEWS = False
+VIEWS = True
 
 
 def lowers(store: Store, image: Image, *, view: bool) -> Lowers:

@@ -356,7 +356,7 @@ class Store:
 
     # -- unions --------------------------------------------------------------------------------
 
-    def lowers(self, image: Image | str, *, view: bool = False) -> Lowers:
+    def lowers(self, image: Image | str, *, view: bool = True) -> Lowers:
         """What a union of an image lies on: its view, or a directory tree; made if need be."""
         from cowstore.snapshots import lowers
 
