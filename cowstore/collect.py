@@ -141,11 +141,11 @@ def _mark(db: sqlite3.Connection, living: dict[str, int], resumable: bool) -> _M
         chain = json.loads(listed)
         layers.update(chain)
         blobs.update(json.loads(kept))
-        chains.update(digests.chain_ids(chain)[-1:])
+        chains.add(digests.chain_of(chain))
     for (listed,) in db.execute("SELECT layers FROM snapshots").fetchall():
         chain = json.loads(listed)
         layers.update(chain)
-        chains.update(digests.chain_ids(chain)[-1:])
+        chains.add(digests.chain_of(chain))
     for kind, ref in db.execute("SELECT kind, ref FROM leases").fetchall():
         if kind == "layer":
             layers.add(ref)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from cowstore.errors import Damaged, StoreError
@@ -27,13 +27,14 @@ CREATE TABLE blobs (
 CREATE INDEX blobs_of_layer ON blobs (diff_id);
 CREATE TABLE images (
     id TEXT PRIMARY KEY, config_digest TEXT NOT NULL, media_type TEXT NOT NULL,
-    layers TEXT NOT NULL, blobs TEXT NOT NULL, content INTEGER NOT NULL,
+    layers TEXT NOT NULL, chain TEXT NOT NULL, blobs TEXT NOT NULL, content INTEGER NOT NULL,
     created_at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE names (
     name TEXT PRIMARY KEY, image TEXT NOT NULL, index_digest TEXT) WITHOUT ROWID;
 CREATE INDEX names_of_image ON names (image);
 CREATE TABLE snapshots (
-    id TEXT PRIMARY KEY, image TEXT NOT NULL, layers TEXT NOT NULL, bases TEXT NOT NULL,
+    id TEXT PRIMARY KEY, image TEXT NOT NULL, layers TEXT NOT NULL, chain TEXT NOT NULL,
+    bases TEXT NOT NULL,
     parent TEXT NOT NULL, created_at REAL NOT NULL, place TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE cache (
     parent TEXT NOT NULL, key TEXT NOT NULL, image TEXT NOT NULL,
@@ -221,18 +222,21 @@ def add_image(
     image: str,
     config_digest: str,
     media_type: str,
-    layers: Iterable[str],
+    layers: Sequence[str],
     blobs: Iterable[str],
     content: int,
 ) -> None:
     """Record an image whose layers and blobs are recorded."""
+    from cowstore.digest import chain_of
+
     db.execute(
-        "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             image,
             config_digest,
             media_type,
             json.dumps(list(layers)),
+            chain_of(layers),
             json.dumps(sorted(set(blobs))),
             content,
             time.time(),

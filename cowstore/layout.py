@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from pathlib import Path
 from typing import Final
 
 from cowstore.errors import StoreError
@@ -120,7 +119,8 @@ class Layout:
                 os.mkdir(self.path("objects", char), 0o700)
         # Last: a store without it is not begun yet, and making it again changes nothing.
         draft = self.path(f"tmp/format.{os.getpid()}")
-        Path(draft).write_bytes(FORMAT)
+        with open(draft, "wb") as file:
+            file.write(FORMAT)
         os.rename(draft, self.path("format"))
 
 

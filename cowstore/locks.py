@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -99,7 +98,7 @@ class Session:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.name = f"{boot_id()[:8]}-{secrets.token_hex(6)}"
+        self.name = f"{boot_id()[:8]}-{os.urandom(6).hex()}"
         self.path = layout.path("tmp", self.name)
         # The sweeper holds this one: it must not see a session between mkdir and its lock.
         gate = Lock.acquire(layout.path("locks", "sessions"), shared=True)

@@ -186,20 +186,17 @@ class Store:
         return self._image(row, [name for (name,) in names])
 
     def _image(self, row: tuple[Any, ...], names: list[str]) -> Image:
-        image, config_digest, media_type, layers, content, created_at = row
-        config = {}
-        if media_type != "artifact":
-            with contextlib.suppress(ValueError):
-                config = json.loads(self.blob(config_digest))
+        image, config_digest, media_type, layers, chain, content, created_at = row
         return Image(
             image,
             config_digest,
             media_type,
-            config if isinstance(config, dict) else {},
             tuple(json.loads(layers)),
+            chain,
             tuple(sorted(names)),
             content,
             created_at,
+            "" if media_type == "artifact" else self.layout.blob(config_digest),
         )
 
     def layer_list(self) -> list[Layer]:
@@ -289,7 +286,14 @@ class Store:
                     names = [fallback]
                 image = import_found(self, session, item, names, progress)
                 first = first or image
-        return self.resolve(first)
+        return self.made_ready(first)
+
+    def made_ready(self, image: str) -> Image:
+        """An image that just came in, its view built: whoever starts it is in a hurry."""
+        found = self.resolve(image)
+        if found.layers:
+            self.lowers(found)
+        return found
 
     def pull(
         self,
@@ -417,7 +421,7 @@ class Store:
         return mount(self, what, mountpoint, options)
 
 
-_IMAGE = "id, config_digest, media_type, layers, content, created_at"
+_IMAGE = "id, config_digest, media_type, layers, chain, content, created_at"
 
 
 def _candidates(name: str) -> list[str]:

@@ -82,7 +82,7 @@ def pull(
         image = import_found(store, session, found, names, progress, parallel=jobs)
     with contextlib.suppress(StoreError), store.database.write() as db:
         db.execute("DELETE FROM leases WHERE session=?", (RESUME,))
-    return store.resolve(image)
+    return store.made_ready(image)
 
 
 def _spooled(layout: Layout, layer: LayerSource) -> LayerSource:
