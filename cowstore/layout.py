@@ -26,9 +26,20 @@ _DIRECTORIES: Final = (
 FANOUT: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
+def owns_all() -> bool:
+    """Whether any owner can be given to a file: as root, in no user namespace of our own."""
+    if os.geteuid():
+        return False
+    try:
+        with open("/proc/self/uid_map", "rb") as uid_map:
+            return uid_map.read().split() == [b"0", b"0", b"4294967295"]
+    except OSError:
+        return True
+
+
 def default_root() -> str:
-    """Where this user's store is if nothing is said."""
-    if os.geteuid() == 0:
+    """Where this user's store is if nothing is said; root of a user namespace is a user."""
+    if owns_all():
         return "/var/lib/pyunion/store"
     home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return os.path.join(home, "pyunion/store")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cowstore.errors import NotFound, StoreError
+from cowstore.layout import owns_all
 from cowstore.locks import JOURNAL, check_snapshot_free
 from cowstore.types import Image, Lowers, Snapshot
 
@@ -38,11 +39,11 @@ def lowers(store: Store, image: Image, *, view: bool) -> Lowers:
 def _lowers_of(store: Store, layers: Sequence[str], chain: str, *, view: bool) -> Lowers:
     from cowstore import caches
 
-    owns_all = caches.owns_all()
-    words = _OPTIONS if owns_all else (*_OPTIONS, "xattr_permissions=2")
+    all_owners = owns_all()
+    words = _OPTIONS if all_owners else (*_OPTIONS, "xattr_permissions=2")
     if view:
         return Lowers((caches.view_path(store, layers, chain),), words, True)
-    flavour = "plain" if owns_all else "override"
+    flavour = "plain" if all_owners else "override"
     return Lowers((caches.tree_path(store, layers, chain, flavour),), words, False)
 
 
