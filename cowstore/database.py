@@ -28,7 +28,7 @@ CREATE INDEX blobs_of_layer ON blobs (diff_id);
 CREATE TABLE images (
     id TEXT PRIMARY KEY, config_digest TEXT NOT NULL, media_type TEXT NOT NULL,
     layers TEXT NOT NULL, chain TEXT NOT NULL, blobs TEXT NOT NULL, content INTEGER NOT NULL,
-    created_at REAL NOT NULL) WITHOUT ROWID;
+    created_at REAL NOT NULL, artifact INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE names (
     name TEXT PRIMARY KEY, image TEXT NOT NULL, index_digest TEXT) WITHOUT ROWID;
 CREATE INDEX names_of_image ON names (image);
@@ -225,12 +225,14 @@ def add_image(
     layers: Sequence[str],
     blobs: Iterable[str],
     content: int,
+    *,
+    artifact: bool = False,
 ) -> None:
     """Record an image whose layers and blobs are recorded."""
     from cowstore.digest import chain_of
 
     db.execute(
-        "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             image,
             config_digest,
@@ -240,5 +242,6 @@ def add_image(
             json.dumps(sorted(set(blobs))),
             content,
             time.time(),
+            int(artifact),
         ),
     )

@@ -310,7 +310,7 @@ class Checker:
                     if text is not None:
                         yield Finding("view-damaged", name, text)
                 elif self.full:
-                    text = tree_problem(self.store, path, name, layers)
+                    text = tree_problem(self.store, path, name, layers, self.bad_objects)
                     if text is not None:
                         yield Finding("tree-damaged", name, text)
 

@@ -186,7 +186,7 @@ class Store:
         return self._image(row, [name for (name,) in names])
 
     def _image(self, row: tuple[Any, ...], names: list[str]) -> Image:
-        image, config_digest, media_type, layers, chain, content, created_at = row
+        image, config_digest, media_type, layers, chain, content, created_at, artifact = row
         return Image(
             image,
             config_digest,
@@ -196,7 +196,7 @@ class Store:
             tuple(sorted(names)),
             content,
             created_at,
-            "" if media_type == "artifact" else self.layout.blob(config_digest),
+            "" if artifact else self.layout.blob(config_digest),
         )
 
     def layer_list(self) -> list[Layer]:
@@ -421,7 +421,7 @@ class Store:
         return mount(self, what, mountpoint, options)
 
 
-_IMAGE = "id, config_digest, media_type, layers, chain, content, created_at"
+_IMAGE = "id, config_digest, media_type, layers, chain, content, created_at, artifact"
 
 
 def _candidates(name: str) -> list[str]:

@@ -42,7 +42,7 @@ def build_tree(store: Store, root: Node, path: str, *, override: bool) -> None:
         builder.fill(builder.top, root)
         builder.finish_dir(builder.top, root.entry)
     finally:
-        os.close(builder.top)
+        builder.close()
 
 
 class _TreeBuilder:
@@ -55,6 +55,10 @@ class _TreeBuilder:
         self.override = override
         self.links: dict[int, bytes] = {}
         self.reflink = True
+
+    def close(self) -> None:
+        for fd in (self.top, *self.objects):
+            os.close(fd)
 
     def fill(self, fd: int, node: Node, path: bytes = b"") -> None:
         """Everything in a directory; its own attributes come last, when it is full."""
