@@ -113,6 +113,19 @@ class Session:
         """A path in the staging directory."""
         return os.path.join(self.path, *parts)
 
+    def clear(self) -> None:
+        """Remove what is staged; the journal stays."""
+        for name in os.listdir(self.path):
+            path = self.place(name)
+            if os.path.isdir(path):
+                remove_tree(path)
+            elif name not in ("lock", "resume", JOURNAL):
+                os.unlink(path)
+
+    def abandon(self) -> None:
+        """Let go and leave everything to the next command's sweep."""
+        self._lock.release()
+
     def close(self) -> None:
         """Remove what is left and let go."""
         with contextlib.suppress(FileNotFoundError):

@@ -103,21 +103,22 @@ class Store:
             raise StoreError(f"{self.layout.root}: this store is read-only")
         session = Session(self.layout)
         try:
-            try:
-                yield session
-            except BaseException:
-                from cowstore.collect import undo_session
-
-                undo_session(self, session)
-                raise
+            yield session
             self.database.end_leases(session.name)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and error.filename is None:
-                raise
-            where = os.fsdecode(error.filename) if error.filename else self.layout.root
-            raise StoreError(f"{where}: {error.strerror or error}") from error
-        finally:
-            session.close()
+        except BaseException as error:
+            from cowstore.collect import undo_session
+
+            try:
+                undo_session(self, session)
+            except (OSError, StoreError):
+                session.abandon()
+            else:
+                session.close()
+            if isinstance(error, OSError) and error.errno is not None:
+                where = os.fsdecode(error.filename) if error.filename else self.layout.root
+                raise StoreError(f"{where}: {error.strerror}") from error
+            raise
+        session.close()
 
     @property
     def layers(self) -> Layers:
@@ -161,7 +162,7 @@ class Store:
         raise NotFound(f"no image is called {name}", "cowstore images")
 
     def _resolve_here(self, name: str) -> Image | None:
-        for candidate in _candidates(name):
+        for candidate in candidates(name):
             row = self.database.row("SELECT image FROM names WHERE name=?", candidate)
             if row is not None:
                 return self._image_by_id(row[0])
@@ -424,7 +425,7 @@ class Store:
 _IMAGE = "id, config_digest, media_type, layers, chain, content, created_at, artifact"
 
 
-def _candidates(name: str) -> list[str]:
+def candidates(name: str) -> list[str]:
     """The names that a short one may stand for, the most likely first."""
     tagged = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
     return list(

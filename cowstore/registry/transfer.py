@@ -8,6 +8,7 @@ for what is missing. A layer that the store has is not asked for at all.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from cowstore.errors import Refused, StoreError
 from cowstore.exporter import Outgoing, package
 from cowstore.layers import LayerSource
 from cowstore.layout import Layout
+from cowstore.locks import Lock
 from cowstore.reference import local_name, name_for
 from cowstore.registry.client import Lost, Registry, again
 from cowstore.registry.upload import upload
@@ -151,7 +153,9 @@ def resumed(layout: Layout, registry: Registry, repository: str, digest: str) ->
         StoreError: the connection broke too often; the beginning is kept.
     """
     path = layout.partial(digest)
-    with open(path, "a+b") as file:
+    lock = Lock.acquire(layout.path("locks", f"partial-{os.path.basename(path)}"))
+    assert lock is not None
+    with lock, open(path, "a+b") as file:
         file.seek(0)
         done = 0
         while piece := file.read(1 << 18):
