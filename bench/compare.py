@@ -71,10 +71,10 @@ def moves(old: Record, new: Record) -> list[Moved]:
     Raises:
         UserError: the records are of different sizes of work, or share nothing.
     """
-    if old.facts.get("profile") != new.facts.get("profile"):
+    if any(old.facts.get(name) != new.facts.get(name) for name in ("profile", "sizes")):
         raise UserError(
             f"the runs did different work: {old.facts.get('profile')}, {new.facts.get('profile')}",
-            "compare two runs with --quick or two without",
+            "compare two runs with --quick or two without, of versions that do the same work",
         )
     before, after = Figures(old), Figures(new)
     shared = _controls(old, new)

@@ -48,8 +48,17 @@ class Figures:
         self._samples: dict[tuple[str, str], list[Sample]] = defaultdict(list)
         for sample in record.samples:
             self._samples[sample.row, sample.peer].append(sample)
-        ours = [peer for peer in record.peers if peer.family == "ours"]
-        self.ours = ours[0] if ours else None
+        self._ours = [peer for peer in record.peers if peer.family == "ours"]
+
+    @property
+    def ours(self) -> Peer | None:
+        """The first of ours; its other modes are columns like the others."""
+        return self._ours[0] if self._ours else None
+
+    def ours_in(self, row: Row) -> Peer | None:
+        """The first of ours that has a figure in the row."""
+        measured = (peer for peer in self._ours if (row.name, peer.name) in self._samples)
+        return next(measured, None)
 
     def rows(self) -> list[Row]:
         """The rows that some peer has a figure of."""
@@ -85,10 +94,10 @@ class Figures:
 
     def verdict(self, row: Row, family: str) -> Verdict | None:
         """Ours beside the fastest of a family; None without both."""
-        peer = self.fastest(row, family)
-        if peer is None or self.ours is None:
+        peer, ours = self.fastest(row, family), self.ours_in(row)
+        if peer is None or ours is None:
             return None
-        ratio = self.ratio(row, self.ours.name, peer.name)
+        ratio = self.ratio(row, ours.name, peer.name)
         goal = {"fuse-overlayfs": row.fuse_goal, "kernel": row.kernel_goal}.get(family)
         return None if ratio is None else Verdict(peer, ratio, goal)
 

@@ -93,7 +93,7 @@ def _facts(figures: Figures) -> Iterator[str]:
         "Python": facts["python"],
         "Work": f"{facts['profile']}, {facts['rounds']} rounds",
         "Namespace": "user namespace" if facts["userns"] else "root",
-        "Cold": "caches dropped" if facts["caches_dropped"] else "a fresh mount, no caches dropped",
+        "Cold": "caches dropped" if facts["caches_dropped"] else "not measured",
         **{f"{peer.name}": peer.version or "version unknown" for peer in record.peers},
     }
     features = {tuple(mounted.features) for mounted in record.mounts if mounted.features}
@@ -180,17 +180,19 @@ def _table(figures: Figures) -> Iterator[str]:
         goals = [goal for goal in (row.fuse_goal, row.kernel_goal) if goal is not None]
         yield f"<td>{' / '.join(f'{goal:g}' for goal in goals) or '-'}</td>"
         yield f'<td title="{escape(_messages(figures, row))}">{table.messages(figures, row)}</td>'
-        cpu = figures.cpu(row, figures.ours.name) if figures.ours else None
+        ours = figures.ours_in(row)
+        cpu = figures.cpu(row, ours.name) if ours else None
         yield f"<td>{'-' if cpu is None else table.number(cpu)}</td></tr>"
     yield "</tbody></table></div>"
     yield (
         "<p>Medians; a range (italic) where the quartiles are too far apart for a figure."
-        " Messages and daemon CPU: ours, per operation. Hover for details.</p>"
+        " ?: one round only. Messages and daemon CPU: ours, per operation. Hover for details.</p>"
     )
 
 
 def _messages(figures: Figures, row: Row) -> str:
-    counted = figures.messages(row, figures.ours.name) if figures.ours else None
+    ours = figures.ours_in(row)
+    counted = figures.messages(row, ours.name) if ours else None
     if counted is None:
         return "not counted"
     named = [

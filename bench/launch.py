@@ -46,15 +46,21 @@ def check_namespaces(*, user: bool) -> None:
         )
 
 
-def launch(order: Order, *, user: bool, seconds: float) -> Result:
-    """Carry out one order within so many seconds; what goes wrong is in the result."""
+def launch(order: Order, *, user: bool, seconds: float, cache: Path) -> Result:
+    """Carry out one order within so many seconds; what goes wrong is in the result.
+
+    Args:
+        cache: a directory for compiled Python, so that it is compiled once a run at most,
+            wherever the sources are.
+    """
     child = subprocess.Popen(
-        [*_unshare(user=user), sys.executable, "-c", _STAGE],
+        # -P: no module of the current directory (a bench.py, say) stands in for ours.
+        [*_unshare(user=user), sys.executable, "-P", "-c", _STAGE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=_environment(),
+        env=_environment(cache),
     )
     try:
         said, errors = child.communicate(to_json(order), timeout=seconds)
@@ -72,14 +78,15 @@ def launch(order: Order, *, user: bool, seconds: float) -> Result:
         return Result(error=f"the stage died (exit code {child.returncode}): {last}")
 
 
-def _environment() -> dict[str, str]:
+def _environment(cache: Path) -> dict[str, str]:
     """Ours, with this very package and the union's on the path, and messages in English."""
     here = str(Path(__file__).resolve().parent.parent)
     path = os.environ.get("PYTHONPATH")
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": f"{here}:{path}" if path else here,
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPYCACHEPREFIX": str(cache),
         "LC_ALL": "C",
     }
 

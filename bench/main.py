@@ -8,6 +8,7 @@ import dataclasses
 import fnmatch
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 #: ``--quick`` begins nothing after this time, so that it is done within three minutes.
 _QUICK_SECONDS = 135
+
+
+#: An abstract socket address (unix(7)): needs no file, and ends with the process.
+_LOCK = "\0pyunion-bench"
 
 
 class Progress:
@@ -71,46 +76,62 @@ def run(arguments: argparse.Namespace) -> int:
         old, new = map(Path, arguments.compare)
         return compare(old, new, as_json=bool(arguments.json))
     from bench import peers, workload
-    from bench.launch import check_namespaces
-    from bench.run import Plan
+    from bench.launch import check_namespaces, remove_tree
     from unionfs.sys import calls
 
     root = os.geteuid() == 0 and calls.in_initial_user_namespace() and not arguments.userns
     profile = arguments.size or ("quick" if arguments.quick else "full")
-    quick = profile != "full"
-    found = peers.find(root=root, full=not quick or bool(arguments.peers) or arguments.list)
+    everything = profile == "full" or arguments.list
+    found = peers.find(root=root, full=everything or bool(arguments.peers))
     known = [*found.peers, *map(peers.parse, arguments.peer)]
     known.sort(key=lambda peer: peer.family == "ours")
     chosen = _choose_peers(known, arguments.peers)
     only = arguments.only.split(",") if arguments.only else []
-    workloads, rows = workload.select(only, quick=quick and not arguments.list)
+    workloads, rows = workload.select(only, quick=not everything)
     if arguments.list:
         return _list(chosen, found.missing, workloads)
-    rounds = arguments.rounds
-    if rounds is not None and rounds < 1:
+    if arguments.rounds is not None and arguments.rounds < 1:
         raise UserError("--rounds must be 1 or more")
-    sizes = workload.PROFILES[profile]
+    archive = Path(arguments.archive) if arguments.archive else None
+    if archive is not None and not archive.is_file():
+        raise UserError(f"--archive {archive}: no such file")
     check_namespaces(user=not root)
-    plan = Plan(
-        peers=chosen,
+    with contextlib.nullcontext() if profile == "tiny" else _alone():
+        plan = _plan(arguments, profile, chosen, workloads, rows, archive, root=root)
+        try:
+            return _measure(arguments, plan, found.missing, profile)
+        finally:
+            remove_tree(plan.place)
+
+
+def _plan(
+    arguments: argparse.Namespace,
+    profile: str,
+    peers: list[Peer],
+    workloads: list[Workload],
+    rows: set[str],
+    archive: Path | None,
+    *,
+    root: bool,
+) -> Plan:
+    """The run that is asked for; an explicit number of rounds is neither raised nor cut short."""
+    from bench.run import Plan
+    from bench.workload import PROFILES
+
+    sizes, rounds = PROFILES[profile], arguments.rounds
+    return Plan(
+        peers=peers,
         workloads=workloads,
         rows=rows,
         sizes=sizes,
         rounds=rounds or sizes.rounds,
-        extra=0 if rounds or profile == "tiny" else sizes.rounds,
-        seconds=None if rounds or profile != "quick" else _QUICK_SECONDS,
+        place=_make_place(arguments.work),
         userns=not root,
         drop=root and not arguments.no_drop_caches,
-        archive=_archive(arguments.archive),
-        place=_make_place(arguments.work),
+        extra=0 if rounds or profile == "tiny" else sizes.rounds,
+        seconds=None if rounds or profile != "quick" else _QUICK_SECONDS,
+        archive=archive,
     )
-    return _measure(arguments, plan, found.missing, profile)
-
-
-def _archive(name: str | None) -> Path | None:
-    if name is not None and not os.path.isfile(name):
-        raise UserError(f"--archive {name}: no such file")
-    return Path(name) if name else None
 
 
 def _make_place(work: str | None) -> Path:
@@ -159,6 +180,19 @@ def _list(peers: list[Peer], missing: list[str], workloads: list[Workload]) -> i
     return 0
 
 
+def _alone() -> socket.socket:
+    """Held for the time of a run, so that no second one disturbs it. Raises UserError."""
+    lock = socket.socket(socket.AF_UNIX)
+    try:
+        lock.bind(_LOCK)
+    except OSError:
+        lock.close()
+        raise UserError(
+            "another pyunion bench is running here", "two at once would measure each other"
+        ) from None
+    return lock
+
+
 def _make_output(name: str | None) -> Path:
     """A directory for the report. Raises UserError: not empty, or cannot be made."""
     place = Path(name or time.strftime("pyunion-bench-%Y%m%d-%H%M%S"))
@@ -173,16 +207,11 @@ def _make_output(name: str | None) -> Path:
 
 def _measure(arguments: argparse.Namespace, plan: Plan, missing: list[str], profile: str) -> int:
     from bench import facts, report
-    from bench.launch import remove_tree
     from bench.record import Record
     from bench.run import Run
     from bench.workload import rows_of
 
-    try:
-        output = _make_output(arguments.output)
-    except UserError:
-        remove_tree(plan.place)
-        raise
+    output = _make_output(arguments.output)
     known = {
         **facts.collect(str(plan.place)),
         "profile": profile,
@@ -210,7 +239,6 @@ def _measure(arguments: argparse.Namespace, plan: Plan, missing: list[str], prof
                 Run(plan, kept, progress, sink).go()
     finally:
         progress.clear()
-        remove_tree(plan.place)
     written, missing_reports = report.write(kept, output)
     if not arguments.json:
         print("\n".join([*report.lines(kept), *missing_reports]))

@@ -13,10 +13,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.workload import FILESYSTEM
 from unionfs import __version__
 from unionfs.errors import UserError
 
@@ -34,7 +36,7 @@ class Peer:
         version: as it says itself.
         userns: mount inside a user namespace.
         copy_up: can change files of the lower.
-        kind: the workloads it is for.
+        kind: the workloads it is for; the command of another kind is the workload's to run.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Peer:
     version: str = ""
     userns: bool = False
     copy_up: bool = True
-    kind: str = "filesystem"
+    kind: str = FILESYSTEM
 
     def mount_command(self, lower: str, upper: str, work: str, mnt: str) -> list[str]:
         """The command with its fields filled in."""
@@ -110,6 +112,11 @@ class Found:
     missing: list[str]
 
 
+#: Further ways to find peers, for packages with workloads of another kind: called with
+#: ``root`` and ``full`` of ``find``.
+FINDERS: Final[list[Callable[[bool, bool], Found]]] = []
+
+
 def find(*, root: bool, full: bool) -> Found:
     """The peers of this machine; ``root`` in the initial user namespace, else all in one below.
 
@@ -125,6 +132,10 @@ def find(*, root: bool, full: bool) -> Found:
     if full:
         _others(peers, missing)
     peers += _ours(missing, root=root, full=full)
+    for finder in FINDERS:
+        found = finder(root, full)
+        peers += found.peers
+        missing += found.missing
     return Found(peers, missing)
 
 
@@ -173,7 +184,7 @@ def _others(peers: list[Peer], missing: list[str]) -> None:
 
 
 def _ours(missing: list[str], *, root: bool, full: bool) -> list[Peer]:
-    mount = (sys.executable, "-m", "unionfs", "mount")
+    mount = (sys.executable, "-P", "-m", "unionfs", "mount")
     version = f"pyunion {__version__}"
     peers = [Peer("pyunion", "ours", (*mount, "-o", _STACK, "{mnt}"), version)]
     if not full:

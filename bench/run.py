@@ -236,7 +236,8 @@ class Run:
             order = self._order(work, peer, trees.get(work.tree), place)
             left = max(_LAST_SECONDS, self._deadline - time.monotonic())
             user = self.plan.userns or peer.userns
-            return launch(order, user=user, seconds=min(_STAGE_SECONDS, left))
+            seconds = min(_STAGE_SECONDS, left)
+            return launch(order, user=user, seconds=seconds, cache=self.plan.place / "python")
         finally:
             remove_tree(place)
 

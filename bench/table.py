@@ -21,9 +21,11 @@ def number(value: float) -> str:
 
 
 def figure(value: Summary | None) -> str:
-    """A median; where it says too little, the range; "-" for none."""
+    """A median; where it says too little, the range; "?" after a single round; "-" for none."""
     if value is None:
         return "-"
+    if value.n == 1:
+        return f"{number(value.median)}?"
     if value.noisy:
         return f"{number(value.low)}..{number(value.high)}"
     return number(value.median)
@@ -38,7 +40,8 @@ def ratio(verdict: Verdict | None) -> str:
 
 def messages(figures: Figures, row: Row) -> str:
     """Messages per operation of ours, the frequent ones by name."""
-    counted = figures.messages(row, figures.ours.name) if figures.ours else None
+    ours = figures.ours_in(row)
+    counted = figures.messages(row, ours.name) if ours else None
     if counted is None:
         return "-"
     total = sum(counted.values())
@@ -117,7 +120,8 @@ def notes(figures: Figures) -> Iterator[str]:
     if figures.ours:
         yield (
             f"/FO, /KO: {figures.ours.name} over the fastest fuse-overlayfs and over the kernel's"
-            " overlayfs, median of the rounds' ratios; ! misses its goal; a..b: too noisy to say"
+            " overlayfs, median of the rounds' ratios; ! misses its goal; a..b: too noisy to say;"
+            " ?: one round only"
         )
     end = record.end
     if not end:

@@ -29,6 +29,10 @@ PROVIDERS: Final = [
 ]
 
 
+#: The kind of peers that are mounted, and of the workloads for them.
+FILESYSTEM: Final = "filesystem"
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How much work a profile does.
@@ -88,18 +92,18 @@ PROFILES: Final = {
     "quick": Sizes(
         rounds=3,
         files=1000,
-        wide=50_000,
+        wide=10_000,
         wide_files=100,
-        grown=5000,
-        tree=200,
+        grown=3000,
+        tree=100,
         data=64 * _MIB,
         large=64 * _MIB,
-        huge=1024 * _MIB,
-        archive=2000,
+        huge=256 * _MIB,
+        archive=1000,
         system=False,
-        repository=2000,
-        units=20,
-        inserts=100,
+        repository=1000,
+        units=10,
+        inserts=50,
         disk=32 * _MIB,
     ),
     "full": Sizes(
@@ -157,7 +161,7 @@ class Workload:
         plain: makes sense on a plain directory (a copy of the lower tree).
         copy_up: changes files of the lower, which not every union can.
         programs: must be on PATH.
-        kind: which peers it is for: "filesystem", or another word that peers bear.
+        kind: which peers it is for; only FILESYSTEM gets a mount.
         prepare: fills ``Stage.upper`` before mounting.
     """
 
@@ -170,7 +174,7 @@ class Workload:
     plain: bool = True
     copy_up: bool = False
     programs: tuple[str, ...] = ()
-    kind: str = "filesystem"
+    kind: str = FILESYSTEM
     prepare: Callable[[Stage], None] | None = None
 
 

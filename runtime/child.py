@@ -75,8 +75,8 @@ def enter(
         trees = rootfs.open_sources(plan)
         if plan.process.oom_score_adj is not None:
             _set_oom_score(plan.process.oom_score_adj)
-        for kind, fd in joins.items():
-            calls.setns(fd, _FLAGS[kind])
+        for kind in sorted(joins, key=lambda kind: kind != "user"):  # it gives rights over others
+            calls.setns(joins[kind], _FLAGS[kind])
         _new_namespaces(plan)
         pid = os.fork()
         if pid == 0:
@@ -116,12 +116,12 @@ def _new_namespaces(plan: Plan) -> None:
         mapped = _map_from_outside(ids.inner_uids, ids.inner_gids, ids.single)
         calls.unshare(flags)
         mapped()
-        if not ids.single:
-            os.setgroups([])
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
     else:
         calls.unshare(flags)
+    if ids.inner_uids and not ids.single:
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
     if plan.namespaces.time_offsets:
         with open("/proc/self/timens_offsets", "w", encoding="ascii") as file:
             for clock, seconds in plan.namespaces.time_offsets:
@@ -193,6 +193,7 @@ def _container(
     try:
         calls.set_dumpable(False)
         calls.set_name(b"pyrun-init")
+        calls.set_command_line(b"pyrun-init")
         os.umask(0o022)  # for what is missing in the image and made here
         _await(commands, b"g")
         if "cgroup" in plan.namespaces.new:
@@ -205,7 +206,7 @@ def _container(
         if message != b"T" or len(fds) != 1:
             os._exit(125)  # the other side has told why
         calls.unshare(calls.CLONE_NEWNS)
-        _hand_over_namespaces(status)
+        _hand_over_namespaces(status, "time" in plan.namespaces.new)
         root = _attach_root(fds[0])
         if "network" in plan.namespaces.new:
             _loopback_up()
@@ -241,9 +242,10 @@ def forget_imports() -> None:
     sys.path.clear()
 
 
-def _hand_over_namespaces(status: Channel) -> None:
-    fds = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in NAMESPACES]
-    status.send(b"N", fds)
+def _hand_over_namespaces(status: Channel, own_time: bool) -> None:
+    names = (*NAMESPACES, "time") if own_time else NAMESPACES
+    fds = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in names]
+    status.send(b"N" + " ".join(names).encode(), fds)
     for fd in fds:
         os.close(fd)
 

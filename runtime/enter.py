@@ -18,9 +18,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.plan import ProcessPlan
 
-_ORDER = ("user", "cgroup", "ipc", "uts", "net", "pid", "mnt")
+_ORDER = ("user", "time", "cgroup", "ipc", "uts", "net", "pid", "mnt")
 _FLAGS = {
     "user": calls.CLONE_NEWUSER,
+    "time": calls.CLONE_NEWTIME,
     "cgroup": calls.CLONE_NEWCGROUP,
     "ipc": calls.CLONE_NEWIPC,
     "uts": calls.CLONE_NEWUTS,
@@ -168,11 +169,8 @@ def _enter(fd: int, flag: int, name: str) -> None:
         # EINVAL: it is our own already (user_namespaces(7)), as with --pid host.
         if name == "user" and error.errno == 22:
             return
-        if error.errno == 1 and name in ("pid", "net", "ipc", "uts", "cgroup"):
-            here = {"net": "net"}.get(name, name)
-            same = os.fstat(fd).st_ino == _own(here)
-            if same:
-                return
+        if error.errno == 1 and os.fstat(fd).st_ino == _own(name):
+            return
         raise
 
 

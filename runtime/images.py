@@ -126,7 +126,7 @@ def open_union(options: Any) -> Any:
     """The union of a view: ``unionfs.daemon.open_union`` with the store's own kind of layer."""
     from unionfs import daemon
 
-    opener: Any = getattr(__import__("cowstore.view", fromlist=["view"]), "open_layer")
+    opener: Any = __import__("cowstore.view", fromlist=["view"]).open_layer
     union: Any = daemon.open_union
     return union(options, opener)
 

@@ -91,7 +91,17 @@ def map_outer(pid: int, ids: IdPlan, newuidmap: str, newgidmap: str) -> None:
         actions = [(os.POSIX_SPAWN_DUP2, write, 2)]
         arguments = [name, str(pid), *numbers]
         running.append(
-            (os.posix_spawn(program, arguments, os.environ, file_actions=actions), read, name)
+            (
+                os.posix_spawn(
+                    program,
+                    arguments,
+                    os.environ,
+                    file_actions=actions,
+                    setsigdef=(signal.SIGPIPE,),
+                ),
+                read,
+                name,
+            )
         )
         os.close(write)
     failed = ""
@@ -158,6 +168,9 @@ def create(
             os.write(commands, b"m")
             os.write(write_mapped, b"m")
         _follow(started, on_pid)
+        if plan.root.kind != "union":
+            os.waitpid(middle, 0)  # the kernel serves the root
+            started.union_pid = 0
     except BaseException:
         abort(started)
         raise
@@ -179,7 +192,8 @@ def _follow(started: Started, on_pid: Callable[[int, int], None] | None) -> None
                 on_pid(started.pid, started.union_pid)
             os.write(started.commands, b"g")
         elif kind == b"N":
-            started.namespaces.update(zip(child.NAMESPACES, fds, strict=True))
+            names = message[1:].decode().split()
+            started.namespaces.update(zip(names, fds, strict=True))
         elif kind == b"O":
             started.namespaces["outer"] = fds[0]
         elif kind == b"T":
@@ -224,6 +238,8 @@ def _intermediate(
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         calls.set_name(b"pyrun-union")
+        calls.set_command_line(b"pyrun-union")
+        os.umask(0)  # modes are what the container's processes ask for
         own_outer = bool(plan.ids.outer_uids) and outer < 0
         if outer >= 0:
             calls.setns(outer, calls.CLONE_NEWUSER)

@@ -31,7 +31,7 @@ class Attachment:
 
     def relay(self, keys: bytes, tty: bool) -> dict[str, Any]:
         """Until the container ends; see ``console.Relay``."""
-        outputs = {self.out: 1, self.err: 2}
+        outputs = {fd: number for fd, number in ((self.out, 1), (self.err, 2)) if fd >= 0}
         with console.RawTerminal(tty and self.source >= 0 and os.isatty(0)):
             return console.Relay(self.channel, self.source, outputs, keys, tty).run()
 
@@ -171,8 +171,12 @@ def supervise(
     plan: Plan,
     request: RunRequest,
     attachment: tuple[Channel, int, int, int] | None,
+    *,
+    transient: bool = False,
 ) -> Channel:
     """Start the container under a supervisor of its own; the channel on which that reports.
+
+    ``transient``: a container that cannot be started is removed.
 
     Raises:
         RunError: it runs already, or its seccomp profile is wrong.
@@ -201,7 +205,9 @@ def supervise(
         return ours
     code = 125
     try:
-        code = _supervise(container, plan, request, attachment, program, joins, lock, theirs)
+        code = _supervise(
+            container, plan, request, attachment, program, joins, lock, theirs, transient
+        )
     except BaseException:
         import traceback
 
@@ -219,6 +225,7 @@ def _supervise(
     joins: dict[str, int],
     lock: int,
     first: Channel,
+    transient: bool,
 ) -> int:
     from runtime.supervisor import Client, become_daemon
 
@@ -259,7 +266,7 @@ def _supervise(
             on_pid=on_pid,
         )
         try:
-            helper = network.start(plan.network, started.pid, container.directory)
+            helper = network.start(plan.network, started.namespaces, container.directory)
         except BaseException:
             launch.abort(started)
             raise
@@ -279,7 +286,7 @@ def _supervise(
         if remove:
             remove_files(container)
 
-    supervisor = _make_supervisor(container, plan, request, run, cleanup)
+    supervisor = _make_supervisor(container, plan, request, run, cleanup, transient)
     code = supervisor.serve(first, client)
     os.close(lock)
     return code
@@ -291,6 +298,7 @@ def _make_supervisor(
     request: RunRequest,
     run: Callable[[tuple[int, int, int]], launch.Started],
     cleanup: Callable[[bool], None],
+    transient: bool,
 ) -> Supervisor:
     from runtime.supervisor import Supervisor
     from runtime.values import signal_number, size
@@ -323,6 +331,8 @@ def _make_supervisor(
         cleanup=cleanup,
         health=health,
         log_limit=limit,
+        transient=transient,
+        log=request.log_driver != "none",
     )
 
 
@@ -397,10 +407,10 @@ def _forget(container: state.Container, snapshot: str) -> None:
 
 def _remove_tree(path: str) -> None:
     """Remove a directory of ours; files of subordinate ids need our user namespace."""
-    from unionfs.upper import remove_tree
+    from runtime.trees import remove_tree
 
     parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    name = os.fsencode(os.path.basename(path))
+    name = os.path.basename(path)
     try:
         remove_tree(parent, name)
     except PermissionError:
@@ -409,6 +419,39 @@ def _remove_tree(path: str) -> None:
         run_mapped(lambda: remove_tree(parent, name))
     finally:
         os.close(parent)
+
+
+def sweep(root: str) -> None:
+    """Put in order what supervisors that died have left: states, processes, --rm containers."""
+    from runtime import jsonio
+
+    for container in state.Containers(root).all():
+        try:
+            with open(container.path("state.json"), "rb") as file:
+                said = jsonio.loads(file.read()).get("status")
+        except (OSError, ValueError):
+            continue
+        if said not in ("running", "paused", "starting", "restarting"):
+            continue
+        try:
+            lock = container.lock()
+        except BlockingIOError:
+            continue
+        try:
+            kill_left(container)
+            container.save_state(
+                status="exited",
+                exit_code=137,
+                pid=0,
+                union_pid=0,
+                finished=state.now(),
+                error="its supervisor has died",
+            )
+            state.record_event(root, "container", "die", container, code=137)
+            if container.config.get("request", {}).get("rm"):
+                remove_files(container)
+        finally:
+            os.close(lock)
 
 
 def remove_volume(root: str, name: str) -> None:

@@ -12,7 +12,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.request import RunRequest
 
+#: Python ignores SIGPIPE; programs expect to begin with the default.
+_SIGNALS = (13,)
 _INSTALL = "apt-get install passt (or slirp4netns); or choose --network host or none"
+_TUN = "modprobe tun; the device must be readable and writable for you"
 #: (host address, protocol, host port, container port)
 Port = tuple[str, str, int, int]
 
@@ -128,15 +131,37 @@ def choose(request: RunRequest, exposed: tuple[str, ...] = ()) -> NetworkPlan:
             raise RunError("a private network needs pasta or slirp4netns: none is here", _INSTALL)
         note = "no network: neither pasta nor slirp4netns is installed"
         return NetworkPlan(mode="none", note=note)
-    from runtime.values import size
-
-    rate = (
-        size(request.net_rate.lower().removesuffix("bit"), "--net-rate") if request.net_rate else 0
-    )
+    tun = "" if os.access("/dev/net/tun", os.R_OK | os.W_OK) else _why_no_tun()
+    if tun:
+        if mode or ports or request.net_rate:
+            raise RunError(f"a private network needs /dev/net/tun: {tun}", _TUN)
+        return NetworkPlan(mode="none", note=f"no network: /dev/net/tun: {tun}")
+    rate = _rate(request.net_rate) if request.net_rate else 0
     checked = tuple((a, p, _free_port(a, p, outside), i) for a, p, outside, i in ports)
     return NetworkPlan(
         mode="private", helper=path, helper_kind=kind, ports=checked, dns=request.dns, rate=rate
     )
+
+
+def _rate(text: str) -> int:
+    """Bits a second from ``10mbit``, ``500k``, ``1g`` (powers of 1000, as tc has them).
+
+    Raises:
+        RunError: not a rate.
+    """
+    word = text.lower().removesuffix("bit")
+    factors = {"k": 1000, "m": 1_000_000, "g": 1_000_000_000}
+    factor = factors.get(word[-1:], 1)
+    from runtime.values import real
+
+    number = real(word[:-1] if factor > 1 else word, "--net-rate", 0.001)
+    if number * factor < 8000:
+        raise RunError(f"--net-rate {text}: below 8kbit")
+    return int(number * factor)
+
+
+def _why_no_tun() -> str:
+    return "not permitted" if os.path.exists("/dev/net/tun") else "not there"
 
 
 def resolv_conf(request: RunRequest, network: NetworkPlan) -> str:
@@ -210,20 +235,123 @@ class Helper:
             pass
 
 
-def start(network: NetworkPlan, pid: int, directory: str) -> Helper | None:
-    """Join the network namespace of process ``pid`` to the host; ready when this returns.
+def start(network: NetworkPlan, namespaces: dict[str, int], directory: str) -> Helper | None:
+    """Join a network namespace to the host; ready when this returns.
+
+    ``namespaces`` holds descriptors of ``user`` and ``net``: the container's first process
+    cannot be looked into.
 
     Raises:
         RunError: the helper fails.
     """
     if network.mode != "private":
         return None
-    if network.helper_kind == "pasta":
-        return _start_pasta(network, pid, directory)
-    return _start_slirp(network, pid, directory)
+    anchor, places = _anchor(namespaces)
+    try:
+        if network.helper_kind == "pasta":
+            helper = _start_pasta(network, places, directory)
+        else:
+            helper = _start_slirp(network, places, directory)
+        if network.rate:
+            try:
+                _limit_rate(network.rate, namespaces)
+            except BaseException:
+                helper.stop()
+                raise
+        return helper
+    finally:
+        os.kill(anchor, 9)
+        os.waitpid(anchor, 0)
 
 
-def _start_pasta(network: NetworkPlan, pid: int, directory: str) -> Helper:
+def _limit_rate(rate: int, namespaces: dict[str, int]) -> None:
+    """``--net-rate``: what leaves is shaped, what arrives beyond it is dropped (tc(8)).
+
+    Raises:
+        RunError: tc is not installed, or the kernel lacks what it needs.
+    """
+    from runtime.sys import calls
+
+    program = find_program("tc")
+    if not program:
+        raise RunError("--net-rate needs tc", "apt-get install iproute2")
+    burst = str(max(rate // 8 // 50, 16 << 10))
+    read, write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            import _socket
+
+            if "user" in namespaces:
+                calls.setns(namespaces["user"], calls.CLONE_NEWUSER)
+            calls.setns(namespaces["net"], calls.CLONE_NEWNET)
+            for _, device in _socket.if_nameindex():
+                if device == "lo":
+                    continue
+                for words in _rate_commands(device, rate, burst):
+                    actions = [(os.POSIX_SPAWN_DUP2, write, 2)]
+                    tc = os.posix_spawn(
+                        program, ["tc", *words], os.environ, file_actions=actions,
+                        setsigdef=_SIGNALS,
+                    )  # fmt: skip
+                    if os.waitpid(tc, 0)[1]:
+                        os._exit(1)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(write)
+    with open(read, encoding="utf-8", errors="replace") as told:
+        said = told.read().strip()
+    if os.waitpid(pid, 0)[1]:
+        raise RunError(f"--net-rate: tc: {said.partition(chr(10))[0] or 'failed'}")
+
+
+def _rate_commands(device: str, rate: int, burst: str) -> list[list[str]]:
+    speed = f"{rate}bit"
+    return [
+        ["qdisc", "add", "dev", device, "root", "tbf", "rate", speed, "burst", burst, "latency",
+         "50ms"],
+        ["qdisc", "add", "dev", device, "handle", "ffff:", "ingress"],
+        ["filter", "add", "dev", device, "parent", "ffff:", "protocol", "all", "u32", "match",
+         "u32", "0", "0", "police", "rate", speed, "burst", burst, "drop", "flowid", ":1"],
+    ]  # fmt: skip
+
+
+def _anchor(namespaces: dict[str, int]) -> tuple[int, dict[str, str]]:
+    """A process in the container's namespaces whose /proc a helper may use, and the paths there.
+
+    It lives until the helper has joined, before the container's command is executed: nobody in
+    the container can get at it. Helpers join the user namespace first, and cannot look at a
+    process outside of it any more.
+    """
+    from runtime.sys import calls
+
+    read, write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if "user" in namespaces:
+                calls.setns(namespaces["user"], calls.CLONE_NEWUSER)
+            calls.setns(namespaces["net"], calls.CLONE_NEWNET)
+            calls.set_dumpable(True)
+            os.write(write, b"1")
+            os.close(write)
+            import signal
+
+            while True:
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(write)
+    ready = os.read(read, 1)
+    os.close(read)
+    if not ready:
+        os.waitpid(pid, 0)
+        raise RunError("the container's network namespace cannot be entered")
+    return pid, {name: f"/proc/{pid}/ns/{name}" for name in ("user", "net")}
+
+
+def _start_pasta(network: NetworkPlan, places: dict[str, str], directory: str) -> Helper:
     pid_file = f"{directory}/pasta.pid"
     words = ["pasta", "--config-net", "--quiet", "-P", pid_file, "-T", "none", "-U", "none"]
     if network.dns == () and _only_local_dns():
@@ -236,7 +364,7 @@ def _start_pasta(network: NetworkPlan, pid: int, directory: str) -> Helper:
             words += [flag, "none"]
     if os.geteuid() == 0:
         words += ["--runas", "0"]
-    words += ["--userns", f"/proc/{pid}/ns/user", "--netns", f"/proc/{pid}/ns/net"]
+    words += ["--userns", places["user"], "--netns", places["net"]]
     code, said = _run(network.helper, words)
     if code:
         raise RunError(f"pasta: {said or f'exit status {code}'}", "see: man pasta")
@@ -262,7 +390,7 @@ def _run(program: str, words: list[str]) -> tuple[int, str]:
         (os.POSIX_SPAWN_DUP2, null, 1),
         (os.POSIX_SPAWN_DUP2, write, 2),
     ]
-    pid = os.posix_spawn(program, words, os.environ, file_actions=actions)
+    pid = os.posix_spawn(program, words, os.environ, file_actions=actions, setsigdef=_SIGNALS)
     os.close(write)
     os.close(null)
     status = os.waitpid(pid, 0)[1]
@@ -275,7 +403,7 @@ def _run(program: str, words: list[str]) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(status), said.rpartition("\n")[2]
 
 
-def _start_slirp(network: NetworkPlan, pid: int, directory: str) -> Helper:
+def _start_slirp(network: NetworkPlan, places: dict[str, str], directory: str) -> Helper:
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     exit_read, exit_write = os.pipe2(os.O_CLOEXEC)
     err_read, err_write = os.pipe2(os.O_CLOEXEC)
@@ -283,8 +411,8 @@ def _start_slirp(network: NetworkPlan, pid: int, directory: str) -> Helper:
     api = f"{directory}/slirp.sock"
     words = [
         "slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback", "--enable-ipv6",
-        "--ready-fd=3", "--exit-fd=4", f"--userns-path=/proc/{pid}/ns/user",
-        f"--api-socket={api}", "--netns-type=path", f"/proc/{pid}/ns/net", "tap0",
+        "--ready-fd=3", "--exit-fd=4", f"--userns-path={places['user']}",
+        f"--api-socket={api}", "--netns-type=path", places["net"], "tap0",
     ]  # fmt: skip
     # Sources are numbered above their targets, or duplicating one would overwrite another.
     high = [_above(fd) for fd in (ready_write, exit_read, err_write, null)]
@@ -295,7 +423,9 @@ def _start_slirp(network: NetworkPlan, pid: int, directory: str) -> Helper:
         (os.POSIX_SPAWN_DUP2, high[0], 3),
         (os.POSIX_SPAWN_DUP2, high[1], 4),
     ]
-    helper = os.posix_spawn(network.helper, words, os.environ, file_actions=actions)
+    helper = os.posix_spawn(
+        network.helper, words, os.environ, file_actions=actions, setsigdef=_SIGNALS
+    )
     for fd in (ready_write, exit_read, err_write, null, *high):
         os.close(fd)
     told = os.read(ready_read, 1)

@@ -31,7 +31,8 @@ class RootPlan(Record):
     """The root filesystem: ``kind`` is union, kernel or plain.
 
     ``options`` are ``-o`` words of the union; ``view``: its lower is the index of an image.
-    ``mountpoint`` is an empty directory of the container's own.
+    ``mountpoint`` is an empty directory of the container's own. ``transient``: upper and work
+    directory are the container's alone, and go when it ends.
     """
 
     kind: str
@@ -42,12 +43,14 @@ class RootPlan(Record):
     view: bool = False
     read_only: bool = False
     mountpoint: str = ""
+    transient: bool = False
 
 
 class MountPlan(Record):
     """One mount beneath the root; ``kind`` is bind or a filesystem type.
 
     ``attributes`` and ``propagation`` are option words, ``data`` the filesystem's own options.
+    ``optional``: a root in which its place cannot be made goes without.
     """
 
     target: str
@@ -57,7 +60,7 @@ class MountPlan(Record):
     data: tuple[tuple[str, str | None], ...] = ()
     recursive: bool = False
     propagation: str = ""
-    volume: bool = False
+    optional: bool = False
 
 
 class NamespacePlan(Record):
@@ -199,7 +202,7 @@ def mount_plan(entry: dict[str, Any]) -> MountPlan:
     attributes, data, propagation = [], [], ""
     for word in options:
         name, equals, value = word.partition("=")
-        if word in ("bind", "rbind"):
+        if word in ("bind", "rbind", "nofail"):
             continue
         if word in _ATTRIBUTES:
             attributes.append(word)
@@ -217,6 +220,7 @@ def mount_plan(entry: dict[str, Any]) -> MountPlan:
         data=tuple(data),
         recursive=recursive,
         propagation=propagation,
+        optional="nofail" in options,
     )
 
 

@@ -34,6 +34,22 @@ def check(request: RunRequest) -> None:
     Raises:
         RunError: contradictions and unknown words.
     """
+    for word in request.storage_opt:
+        if not word.startswith("size="):
+            raise RunError(f"--storage-opt {word}: unknown", "size=SIZE")
+        if request.limits != "best-effort":
+            raise RunError(
+                f"--storage-opt {word} cannot be enforced: the union has no quota",
+                "put --root on a filesystem of that size; or --limits best-effort",
+            )
+    for word in request.log_opt:
+        if not word.startswith("max-size="):
+            raise RunError(f"--log-opt {word}: unknown", "max-size=SIZE")
+    for word in request.attach:
+        if word.lower() not in ("stdin", "stdout", "stderr"):
+            raise RunError(f"--attach {word}: expected stdin, stdout or stderr")
+    if request.platform and request.rootfs:
+        raise RunError("--platform is of an image, and --rootfs names none")
     if request.rootfs and request.image:
         raise RunError("both an image and --rootfs", "give one")
     if not request.rootfs and not request.image:
@@ -135,6 +151,11 @@ def _root_plan(
     kind = request.storage
     if kind == "auto":
         kind = "union" if not host.fuse else "kernel"
+    if kind == "copy":
+        if source.view:
+            raise RunError("--storage copy needs directories, and this image is an index")
+        _copy_once(source)
+        source = source.replace(lowers=(source.upper,), upper="", work="")
     if kind == "union" and host.fuse:
         raise RunError(
             f"/dev/fuse {host.fuse}",
@@ -156,12 +177,43 @@ def _root_plan(
         view=source.view,
         read_only=request.read_only,
         mountpoint=container.path("root"),
+        transient=request.rm and not source.snapshot,
     )
     if kind == "kernel" and source.view:
         raise RunError("--storage kernel needs directories, and this image is an index")
     if kind == "kernel" and plan.view_uids:
         raise RunError(f"--storage kernel cannot translate ids for --userns {plan.mode}")
     return root, plan
+
+
+def _copy_once(source: images.Source) -> None:
+    """A whole copy of the tree, made when the container is.
+
+    Raises:
+        RunError: it cannot be copied.
+    """
+    from runtime.facts import find_program
+    from runtime.userns import run_mapped
+
+    os.makedirs(source.upper, 0o755, exist_ok=True)
+    if os.listdir(source.upper):
+        return
+    program = find_program("cp")
+    keep = "--preserve=mode,timestamps,links,xattr"
+    words = ["cp", "-R", "-x", keep, "--reflink=auto", f"{source.lowers[0]}/.", source.upper]
+
+    def copy() -> None:
+        read, write = os.pipe2(os.O_CLOEXEC)
+        actions = [(os.POSIX_SPAWN_DUP2, write, 2)]
+        pid = os.posix_spawn(program, words, os.environ, file_actions=actions, setsigdef=(13,))
+        os.close(write)
+        with open(read, encoding="utf-8", errors="replace") as told:
+            said = told.readline().strip()
+            told.read()
+        if os.waitpid(pid, 0)[1]:
+            raise RunError(f"--storage copy: {said}")
+
+    run_mapped(copy)
 
 
 def _is_foreign(lowers: tuple[str, ...], plan: ids.IdPlan) -> bool:

@@ -324,7 +324,6 @@ def execute(
     environment.setdefault("HOME", identity.home)
     if controlling >= 0:
         os.fchown(controlling, identity.uid, -1)
-    set_rlimits(process.rlimits)
     _label(process)
     ruleset = open_landlock(process.landlock, signals=process.scope_signals)
     os.umask(process.umask)
@@ -337,6 +336,7 @@ def execute(
     _place(report, trampoline.REPORT_FD)
     if trampoline_fd >= 0:
         _place(trampoline_fd, _TRAMPOLINE_FD)
+    set_rlimits(process.rlimits)  # after those two: their numbers may be above the limit
     if ruleset >= 0:
         if ruleset != 3:
             os.dup2(ruleset, 3, inheritable=False)

@@ -40,6 +40,7 @@ _PROPAGATIONS = {
     "shared": calls.MS_SHARED,
     "unbindable": calls.MS_UNBINDABLE,
 }
+_CANNOT_MAKE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EOVERFLOW})
 _DEV_LINKS = (
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -168,8 +169,10 @@ class Root:
         finally:
             os.close(parent)
 
-    def attach(self, tree: int, path: str) -> None:
+    def attach(self, tree: int, path: str, *, optional: bool = False) -> None:
         """Mount a detached tree on ``path``; the tree's descriptor is closed.
+
+        ``optional``: where the place cannot be made, nothing is mounted.
 
         Raises:
             RunError: the place cannot be made or mounted on.
@@ -181,6 +184,8 @@ class Root:
             finally:
                 os.close(target)
         except OSError as error:
+            if optional and error.errno in _CANNOT_MAKE:
+                return
             raise RunError(f"mount on {path}: {error.strerror}") from None
         finally:
             os.close(tree)
@@ -198,7 +203,7 @@ def mount_all(root: Root, plan: Plan, trees: dict[str, int]) -> None:
             continue
         if mount.target == "/dev" and mount.kind == "tmpfs":
             _fill_dev(tree, plan, trees)
-        root.attach(tree, mount.target)
+        root.attach(tree, mount.target, optional=mount.optional)
     for target, _ in plan.devices:
         if target in trees:
             root.attach(trees.pop(target), target)

@@ -51,6 +51,7 @@ class Session:
         spaces = plan.namespaces
         kinds = dict.fromkeys((*spaces.new, *(kind for kind, _ in spaces.join)))
         plan = plan.replace(
+            root=plan.root.replace(transient=False),
             network=NetworkPlan(mode="none"),
             namespaces=spaces.replace(new=tuple(kinds), join=()),
             process=plan.process.replace(terminal=False),

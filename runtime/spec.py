@@ -190,6 +190,11 @@ def namespaces(request: RunRequest, ids: IdPlan) -> list[dict[str, str]]:
         found.append({"type": "network"})
     if request.time_offset:
         found.append({"type": "time"})
+    # What belongs to another container is only of use in its user namespace.
+    joined = [entry["path"] for entry in found if entry.get("path", "").startswith("container:")]
+    if joined and ids.inner_uids:
+        found = [entry for entry in found if entry["type"] != "user"]
+        found.insert(0, {"type": "user", "path": joined[0]})
     return found
 
 
@@ -214,12 +219,11 @@ def time_offsets(request: RunRequest) -> dict[str, dict[str, int]]:
     return offsets
 
 
-def _host_namespace(found: list[dict[str, str]], kind: str) -> bool:
-    return not any(entry["type"] == kind for entry in found)
-
-
 def _own_namespace(found: list[dict[str, str]], kind: str) -> bool:
-    return any(entry["type"] == kind and "path" not in entry for entry in found)
+    """Whether it is the container's own, or that of the one whose user namespace it shares."""
+    return any(
+        entry["type"] == kind and not entry.get("path", "").startswith("/") for entry in found
+    )
 
 
 def _mapped(number: int, ranges: tuple[tuple[int, int, int], ...]) -> bool:
@@ -300,7 +304,7 @@ def build(
     for target, source in files.items():
         mounts.append(
             {"destination": target, "type": "bind", "source": source,
-             "options": ["bind", "rprivate", "nosuid", "nodev"]}
+             "options": ["bind", "rprivate", "nosuid", "nodev", "nofail"]}
         )  # fmt: skip
     chosen = list(caps.choose(request.cap_add, request.cap_drop, request.privileged))
     options = _security(request)
@@ -318,7 +322,7 @@ def build(
     process: dict[str, Any] = {
         "terminal": request.tty,
         "user": {
-            "username": request.user or str(image.get("User") or ""),
+            "username": request.user or str(image.get("User") or "") or _kept_user(ids, facts),
             "additionalGroups": list(request.group_add),
             "umask": int(request.umask or "022", 8),
         },
@@ -363,6 +367,11 @@ def build(
             "landlock": list(request.landlock),
         },
     }  # fmt: skip
+
+
+def _kept_user(ids: IdPlan, facts: HostFacts) -> str:
+    """With keep-id the command runs as the caller, where the image does not name a user."""
+    return f"{facts.callers.uid}:{facts.callers.gid}" if ids.mode == "keep-id" else ""
 
 
 def _mappings(ranges: tuple[tuple[int, int, int], ...]) -> list[dict[str, int]]:

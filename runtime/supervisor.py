@@ -20,7 +20,7 @@ import time
 from runtime import init, jsonio, launch, state
 from runtime.channel import Channel, raise_if_error
 from runtime.console import set_window_size
-from runtime.errors import RunError
+from runtime.errors import FAILED, RunError
 from runtime.logs import LogWriter
 from runtime.sys import calls
 
@@ -65,7 +65,8 @@ class Supervisor:
     """See the module.
 
     ``make`` starts the container with given standard streams; it may be called again for a
-    restart. ``cleanup`` runs at the very end with whether the container is to be removed.
+    restart. ``cleanup`` runs at the very end with whether the container is to be removed;
+    ``transient``: it is removed if it cannot be started at all.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class Supervisor:
         cleanup: Callable[[bool], None],
         health: Any = None,
         log_limit: int = 0,
+        transient: bool = False,
+        log: bool = True,
     ) -> None:
         self.container = container
         self.plan = plan
@@ -93,7 +96,8 @@ class Supervisor:
         self.stop_timeout = stop_timeout
         self.cleanup = cleanup
         self.health = health
-        self.log = LogWriter(container.path("log"), log_limit)
+        self.transient = transient
+        self.log = LogWriter(container.path("log") if log else os.devnull, log_limit)
         self.clients: list[Client] = []
         self.waiting: list[Channel] = []
         self.poll = select.poll()
@@ -406,7 +410,9 @@ class Supervisor:
         except OSError:
             pass  # a full disk: the lock tells that it has ended
         try:
-            self.cleanup(self.remove)
+            # What could not even be begun, by a fault that is not its command's, is not kept.
+            failed = self.transient and not self.executed and code == FAILED
+            self.cleanup(self.remove or failed)
         finally:
             answer = jsonio.dumps({"exit": code, "error": self.error, "hint": self.hint}).encode()
             for client in list(self.clients):
@@ -472,7 +478,10 @@ class Supervisor:
             self._hold_back()
             return
         except OSError:
-            self._detach(client)
+            client.pending[stream] = b""  # nobody reads that one any more
+            self.unwatch(fd)
+            os.close(client.sinks.pop(stream))
+            self._hold_back()
             return
         if fd in self.handlers:
             self.unwatch(fd)

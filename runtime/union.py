@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 
 from runtime.errors import RunError
+from runtime.lazy import put_off
 from runtime.sys import calls
+from runtime.trees import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def load() -> None:
-    """Import what serves a union."""
+    """Import what serves a union, and put off what it may never need."""
+    put_off("inspect", "json", "shutil", "socket", "subprocess", "traceback")
     import unionfs.daemon
     import unionfs.engine.direct
     import unionfs.engine.mounting  # noqa: F401
@@ -49,8 +52,9 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
     from unionfs import options as mount_options
     from unionfs.engine.mounting import MountRequest, open_mounted
 
+    root = plan.root
     options = mount_options.build(
-        [",".join(_words(plan))], lowers=[], upper=None, work=None, mountpoint=plan.root.mountpoint
+        [",".join(_words(plan))], lowers=[], upper=None, work=None, mountpoint=root.mountpoint
     )
     if plan.root.view:
         from runtime import images
@@ -74,8 +78,18 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
     fd = open_mounted(request)
     tree = _take(plan.root.mountpoint)
 
+    class Transient(daemon.Daemon):
+        """Its changes go with it: nothing is written out at the end, all is removed."""
+
+        def _finish(self) -> None:
+            for path in (root.upper, root.work):
+                parent = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                remove_tree(parent, os.path.basename(path))
+                os.close(parent)
+
     def serve() -> None:
-        daemon.Daemon(options, union, fd, None).serve(None)
+        kind = Transient if root.transient and root.upper else daemon.Daemon
+        kind(options, union, fd, None).serve(None)
 
     return tree, serve
 

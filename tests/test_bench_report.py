@@ -286,8 +286,9 @@ def test_compare_prints_and_tells_by_its_exit_code(
     assert [line["verdict"] for line in lines] == ["faster", "faster"]
 
 
-def test_runs_of_different_size_are_not_compared() -> None:
+@pytest.mark.parametrize(("name", "value"), [("profile", "full"), ("sizes", {"files": 7})])
+def test_runs_of_different_size_are_not_compared(name: str, value: object) -> None:
     old, new = _make({"pyunion": 2}), _make({"pyunion": 2})
-    new.facts["profile"] = "full"
+    new.facts[name] = value
     with pytest.raises(UserError, match="different work"):
         moves(old, new)

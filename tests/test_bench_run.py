@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bench import facts, main, png, record, run, stage, workload
+from bench import facts, main, peers, png, record, run, stage, workload
 from bench.launch import check_namespaces, remove_tree
-from bench.peers import Peer
+from bench.peers import Found, Peer
 from bench.stage import Measure, Order, Result, order_from, result_from, to_json
 from bench.workload import PROFILES, PROVIDERS
 from tests.conftest import needs_fuse
@@ -79,13 +81,20 @@ def test_hot_looks_send_no_message_and_the_daemon_is_measured(place: Path) -> No
     assert all(mounted.features for mounted in made.mounts)
 
 
+def test_modules_of_the_current_directory_do_not_stand_in_for_ours(place: Path) -> None:
+    for name in ("bench", "unionfs", "json"):
+        (place.parent / f"{name}.py").write_text("raise SystemExit(9)")
+    assert _bench(place, "--only", "stat", "--peers", "pyunion") == 0
+    assert len(_load(place).samples) == 1
+
+
 def test_only_the_rows_that_were_asked_for_are_reported(place: Path) -> None:
     assert _bench(place, "--only", "mkdir", "--peers", "plain", "--rounds", "2") == 0
     made = _load(place)
     assert [(sample.row, sample.round) for sample in made.samples] == [("mkdir", 0), ("mkdir", 1)]
 
 
-@pytest.mark.parametrize("name", ["changes-wide", "whiteouts-wide", "copyup", "find-dropped"])
+@pytest.mark.parametrize("name", ["changes-wide", "whiteouts-wide", "copyup", "changes-grown"])
 def test_workloads_run_on_the_union(place: Path, name: str) -> None:
     assert _bench(place, "--only", name, "--peers", "pyunion") == 0
     made = _load(place)
@@ -101,6 +110,14 @@ def test_workloads_of_many_run_on_the_union(place: Path) -> None:
     assert {"parallel-4", "lookup-128-layers", "untar", "rm-rf-lower"} <= {
         sample.row for sample in made.samples
     }
+
+
+def test_cold_rows_are_left_out_where_caches_are_not_dropped(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _bench(place, "--only", "find-cold,find-first", "--peers", "plain") == 0
+    assert {sample.row for sample in _load(place).samples} == {"find-first"}
+    assert "no figure: find-dropped on plain: the kernel's caches" in capsys.readouterr().out
 
 
 def test_a_peer_that_stays_in_the_foreground_is_measured(place: Path) -> None:
@@ -139,6 +156,33 @@ def test_json_lines_are_printed_as_they_are_kept(
         "end",
     ]
     assert said.err == ""  # no progress where nobody looks
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    descriptor = -1
+
+
+def test_progress_is_one_line_that_fits_the_terminal() -> None:
+    controller, terminal = os.openpty()
+    try:
+        stream = _Terminal()
+        stream.descriptor = terminal
+        termios.tcsetwinsize(terminal, (24, 30))
+        progress = main.Progress(stream, 8)
+        progress("round 1, lookups: fuse-overlayfs", 2)
+        progress.clear()
+        first, second = stream.getvalue().split("\r\x1b[K")[1:]
+        assert first == "[2/8] round 1, lookups: fuse-"
+        assert second == ""
+    finally:
+        os.close(controller)
+        os.close(terminal)
 
 
 # -- guards -------------------------------------------------------------------------
@@ -208,6 +252,17 @@ def test_an_interrupted_run_reports_what_it_has(
     assert not list(place.iterdir())
 
 
+def test_two_runs_do_not_measure_each_other(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main, "_LOCK", f"\0pyunion-bench-test-{os.getpid()}")
+    with main._alone():
+        words = ["--size", "quick", "--only", "stat", "--peers", "plain", "--work", str(place)]
+        assert main.main(words) == 1
+    assert "another pyunion bench is running" in capsys.readouterr().err
+    assert not [path for path in place.parent.rglob("*") if path != place]
+
+
 # -- errors -------------------------------------------------------------------------
 
 
@@ -272,6 +327,43 @@ def test_counters_are_subtracted_by_name() -> None:
     assert stage._minus({"A": 5, "B": 2, "C": 1}, {"A": 3, "B": 2, "D": 9}) == {"A": 2, "C": 1}
 
 
+def test_another_kind_of_workload_gets_its_peers_command_and_no_mount(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place.parent / "rows.py").write_text(
+        "from bench.workload import Row, Workload, register\n"
+        "def start(stage):\n"
+        "    with stage.measure('start-up'):\n"
+        "        stage.run(stage.order.command)\n"
+        "register(Workload('start', (Row('start-up', 'start'),), start, kind='container'))\n"
+    )
+    engine = Peer(
+        "engine",
+        "ours",
+        (
+            "sh",
+            "-c",
+            "! mountpoint -q .",
+        ),
+        kind="container",
+    )
+    monkeypatch.setattr(peers, "FINDERS", [lambda root, full: Found([engine], ["x: not here"])])
+    _provide(place, monkeypatch)
+    assert _bench(place, "--only", "start-up") == 0
+    made = _load(place)
+    assert [(sample.row, sample.peer) for sample in made.samples] == [("start-up", "engine")]
+    assert "x: not here" in made.facts["missing"]
+
+
+def _provide(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make ``rows`` beside ``place`` a provider of workloads, here and in stages."""
+    monkeypatch.setenv("PYTHONPATH", f"{place.parent}:{ROOT}")
+    monkeypatch.syspath_prepend(str(place.parent))
+    monkeypatch.delitem(sys.modules, "rows", raising=False)
+    monkeypatch.setattr(workload, "PROVIDERS", [*PROVIDERS, "rows"])
+    monkeypatch.setattr(workload, "REGISTRY", dict(workload.REGISTRY))
+
+
 def test_a_workload_that_fails_is_no_figure(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place.parent / "rows.py").write_text(
         "from bench.workload import Row, Workload, register\n"
@@ -280,10 +372,7 @@ def test_a_workload_that_fails_is_no_figure(place: Path, monkeypatch: pytest.Mon
         "        open(stage.mnt + '/missing')\n"
         "register(Workload('failing', (Row('half', 'fails'),), fail))\n"
     )
-    monkeypatch.setenv("PYTHONPATH", f"{place.parent}:{ROOT}")
-    monkeypatch.syspath_prepend(str(place.parent))
-    monkeypatch.setattr(workload, "PROVIDERS", [*PROVIDERS, "rows"])
-    monkeypatch.setattr(workload, "REGISTRY", dict(workload.REGISTRY))
+    _provide(place, monkeypatch)
     assert _bench(place, "--only", "half", "--peers", "plain") == 0
     made = _load(place)
     assert made.samples == []

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import MakeLayers, Mount, OpenRig
 from tests.helpers import Rig, command
 from tests.layers import Dir, File, Item, Layers, Link, Special, Symlink, Tree, Whiteout, parent_of
-from unionfs.cli.changes import quote
+from unionfs.cli.text import quote
 from unionfs.diff import KIND_NAMES, Change, changes, same_data
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers with devices need root")

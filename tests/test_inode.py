@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import OpenRig
 from unionfs.fds import Descriptors
-from unionfs.inode import Inode, InodeTable
+from unionfs.inode import Inode
 from unionfs.monitor import Monitor
 
 PATIENCE = 20.0
@@ -43,18 +44,21 @@ def test_links_come_and_go_and_parents_count_them() -> None:
     assert (file.parent, file.name) == (other, b"c")
 
 
-def test_a_table_that_has_shrunk_is_rebuilt() -> None:
-    table = InodeTable()
-    for number in range(10_000):
-        table[number] = directory(number)
-    assert not table.wants_rebuild()
-    for number in range(9_900):
-        del table[number]
-    assert table.wants_rebuild()
-    small = table.rebuilt()
-    assert dict(small) == dict(table)
-    assert not small.wants_rebuild()
-    assert not InodeTable().wants_rebuild()
+def test_a_table_that_has_shrunk_is_rebuilt(rig: OpenRig) -> None:
+    union = rig().union
+    first = union.table
+    for number in range(2, 5002):
+        first[number] = Inode(number, number, stat.S_IFREG)
+    union.shrink()
+    for number in range(500, 5002):
+        del first[number]
+    union.shrink()
+    assert union.table is not first and union.table == first
+    again = union.table
+    union.shrink()
+    assert union.table is again
+    for number in range(2, 500):
+        del again[number]
 
 
 def open_file(fds: Descriptors, path: Path, number: int) -> Inode:
@@ -109,6 +113,33 @@ def test_pins_are_counted_once_and_never_trimmed(tmp_path: Path) -> None:
     assert (fds.pins, inode.fd >= 0) == (1, True)
     fds.release(inode)
     assert (fds.pins, inode.fd) == (0, -1)
+
+
+def test_deleted_files_are_closed_by_another_thread(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"")
+    fds = Descriptors(1 << 20)
+    told: list[int] = []
+    fds.on_dead = lambda: told.append(1)
+    inodes = [open_file(fds, tmp_path / "f", number) for number in range(300)]
+    descriptors = [inode.fd for inode in inodes]
+    for inode in inodes:
+        fds.pin(inode)
+        fds.release(inode)
+    assert (told, fds.pins, {inode.fd for inode in inodes}) == ([1], 0, {-1})
+    for descriptor in descriptors[256:]:  # not without end
+        with pytest.raises(OSError):
+            os.fstat(descriptor)
+    for descriptor in descriptors[:256]:
+        os.fstat(descriptor)
+    fds.close_dead()
+    for descriptor in descriptors:
+        with pytest.raises(OSError):
+            os.fstat(descriptor)
+    last = open_file(fds, tmp_path / "f", 1)
+    fds.pin(last)
+    fds.release(last)
+    assert told == [1, 1]
+    fds.close_all()
 
 
 def test_others_run_while_the_monitor_is_given_up() -> None:

@@ -24,6 +24,8 @@ from unionfs.upper import Upper
 #: Up to this size data is copied without letting others run: a switch of threads costs more.
 _INLINE_BYTES = 256 << 10
 _CHUNK = 16 << 20
+#: Without holes, this much is copied by one read and one write.
+_SMALL = 64 << 10
 _CANNOT_COPY = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
 )
@@ -242,7 +244,7 @@ def _stage_regular(
             # A copy cut short is a change already: a crash must not show it with the old time.
             modified = st.st_mtime_ns if length == st.st_size else time.time_ns()
             os.utime(fd, ns=(st.st_atime_ns, modified))
-            if length:
+            if length and not union.options.volatile:
                 calls.start_writeback(fd)
         except BaseException:
             os.close(fd)
@@ -258,8 +260,13 @@ def copy_data(source: int, target: int, length: int) -> None:
     """Copy ``length`` bytes from the start: shared blocks where possible, holes kept."""
     if length == 0:
         return
-    if length >= os.fstat(source).st_size and calls.ficlone(target, source):
+    st = os.fstat(source)
+    if length >= st.st_size and calls.ficlone(target, source, (st.st_dev, os.fstat(target).st_dev)):
         return
+    if length <= _SMALL and st.st_blocks * 512 >= st.st_size:
+        data = os.pread(source, length, 0)
+        if len(data) == length and os.pwrite(target, data, 0) == length:
+            return
     os.ftruncate(target, length)
     offset = 0
     while offset < length:

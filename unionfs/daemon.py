@@ -113,6 +113,11 @@ def resident_bytes() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
+def _wake(pipe: int) -> None:
+    with contextlib.suppress(BlockingIOError):  # full: it wakes anyway
+        os.write(pipe, b"\0")
+
+
 class Daemon:
     """One mounted union and the engine that serves it."""
 
@@ -174,7 +179,8 @@ class Daemon:
         wanted: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, lambda signum, _frame: wanted.append(signum))
-        self.engine.on_done = lambda: os.write(wake_write, b"\0")  # type: ignore[attr-defined]
+        self.engine.on_done = lambda: _wake(wake_write)  # type: ignore[attr-defined]
+        self.union.fds.on_dead = lambda: _wake(wake_write)
         self.engine.start()
         while not self.engine.ready.wait(0.05):
             if self.engine.done.is_set():
@@ -221,6 +227,7 @@ class Daemon:
                         self.engine.invalidate(changes)
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake_read, 4096)
+                self.union.fds.close_dead()
                 while wanted:
                     self._on_signal(wanted.pop(0))
 

@@ -226,6 +226,9 @@ def _change_mode(union: Union, inode: Inode, mode: int) -> None:
         # Without CAP_DAC_OVERRIDE the file could not be opened again for those that have it open.
         data_fd(union, inode, write=True)
         union.fds.pin(inode)
+    if inode.fd >= 0 and not inode.path_only and inode.kind == stat.S_IFREG:
+        os.fchmod(inode.fd, mode)
+        return
     dir_fd, name = _location(union, inode)
     if name:
         calls.chmod_nofollow(dir_fd, name, mode)

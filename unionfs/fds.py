@@ -10,11 +10,16 @@ from __future__ import annotations
 import os
 import resource
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unionfs.inode import Inode
     from unionfs.layer import LayerDir
+
+
+#: Deleted files that wait to be closed; more are closed at once.
+_MOST_DEAD = 256
 
 
 def raise_open_files_limit() -> int:
@@ -26,7 +31,10 @@ def raise_open_files_limit() -> int:
 
 
 class Descriptors:
-    """Least-recently-opened caches of both sorts of descriptor, and the count of pins."""
+    """Least-recently-opened caches of both sorts of descriptor, and the count of pins.
+
+    ``on_dead`` is called when there is something for ``close_dead``, inside the monitor.
+    """
 
     def __init__(self, limit: int) -> None:
         self.max_dirs = max(16, min(limit // 4, 8192))
@@ -35,6 +43,8 @@ class Descriptors:
         self.dirs: OrderedDict[LayerDir, None] = OrderedDict()
         self.data: OrderedDict[Inode, None] = OrderedDict()
         self.pins = 0
+        self._dead: list[int] = []
+        self.on_dead: Callable[[], None] | None = None
 
     def over(self) -> bool:
         """Whether ``trim`` has something to do."""
@@ -88,11 +98,26 @@ class Descriptors:
             self.data.pop(inode, None)
 
     def release(self, inode: Inode) -> None:
-        """The inode goes: close what it holds."""
-        self.drop_data(inode)
+        """The inode goes: close what it holds.
+
+        Closing a pinned descriptor deletes the file, which takes the filesystem longer than
+        removing its name did: with ``on_dead`` set, ``close_dead`` does it in another thread.
+        """
         if inode.pinned:
             inode.pinned = False
             self.pins -= 1
+            if self.on_dead is not None and len(self._dead) < _MOST_DEAD and inode.fd >= 0:
+                self._dead.append(inode.fd)
+                inode.fd = -1
+                if len(self._dead) == 1:
+                    self.on_dead()
+                return
+        self.drop_data(inode)
+
+    def close_dead(self) -> None:
+        """Close what ``release`` put aside. Without the monitor."""
+        while self._dead:
+            os.close(self._dead.pop())
 
     def drop_dir(self, directory: LayerDir) -> None:
         """Close a directory's descriptor."""
@@ -102,7 +127,8 @@ class Descriptors:
             directory.fd = -1
 
     def close_all(self) -> None:
-        """Close everything in both caches."""
+        """Close everything."""
+        self.close_dead()
         for directory in list(self.dirs):
             self.drop_dir(directory)
         for inode in list(self.data):

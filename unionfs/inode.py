@@ -130,19 +130,3 @@ class Inode:
 
     def __repr__(self) -> str:
         return f"<Inode {self.ino} {self.name!r}{' upper' if self.upper else ''}>"
-
-
-class InodeTable(dict[int, Inode]):
-    """Inodes by number. Shrinks its own memory when most inodes are gone."""
-
-    peak = 0
-
-    def wants_rebuild(self) -> bool:
-        """Whether the hash table is much larger than its contents (dict never shrinks)."""
-        if len(self) > self.peak:
-            self.peak = len(self)
-        return self.peak > 4096 and len(self) * 8 < self.peak
-
-    def rebuilt(self) -> InodeTable:
-        """The same inodes in a table of fitting size."""
-        return InodeTable(self)

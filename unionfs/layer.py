@@ -29,16 +29,6 @@ _NO_XATTR = frozenset({errno.ENOTSUP, errno.ENODATA, errno.EPERM, errno.EACCES, 
 _O_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Entry(NamedTuple):
-    """What one layer holds under a name; ``says`` is never ABSENT."""
-
-    says: Says
-    dir: LayerDir
-    name: bytes
-    st: os.stat_result
-    sub: LayerDir | None
-
-
 class Scanned(NamedTuple):
     """One name of a directory listing: its answer and its S_IFMT bits."""
 
@@ -426,6 +416,16 @@ class LayerDir:
             for name in whs:
                 if name not in here:
                     yield Scanned(name, Says.WHITEOUT, 0)
+
+
+class Entry(NamedTuple):
+    """What one layer holds under a name; ``says`` is never ABSENT."""
+
+    says: Says
+    dir: LayerDir
+    name: bytes
+    st: os.stat_result
+    sub: LayerDir | None
 
 
 def edit_stat(st: os.stat_result, **changes: int) -> os.stat_result:

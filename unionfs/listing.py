@@ -59,11 +59,15 @@ class Listing:
     def __len__(self) -> int:
         return len(self.names) + len(self.whiteouts)
 
-    def put(self, name: bytes, layer: int, kind: int) -> None:
-        """A name appears, or changes its layer or type."""
+    def put(self, name: bytes, layer: int, kind: int) -> int:
+        """A name appears, or changes its layer or type; by how much the listing grew."""
         old = self.names.get(name)
+        grown = 0
         if old is None:
-            self.whiteouts.discard(name)
+            if name in self.whiteouts:
+                self.whiteouts.remove(name)
+            else:
+                grown = 1
             if self._order is not None:
                 self._new.append((self._place(name), name))
                 if len(self._order) + len(self._new) > 2 * len(self.names) + 1024:
@@ -75,16 +79,19 @@ class Listing:
         if kind == stat.S_IFDIR:
             self.subdirs += 1
         self.names[name] = (layer, kind)
+        return grown
 
-    def remove(self, name: bytes, *, whiteout: bool) -> None:
-        """A name goes; ``whiteout`` says that one lies in the upper now."""
+    def remove(self, name: bytes, *, whiteout: bool) -> int:
+        """A name goes; ``whiteout``: one lies in the upper now; by how much the listing grew."""
         old = self.names.pop(name, None)
         if old is not None and old[1] == stat.S_IFDIR:
             self.subdirs -= 1
+        before = (old is not None) + (name in self.whiteouts)
         if whiteout:
             self.whiteouts.add(name)
         else:
             self.whiteouts.discard(name)
+        return whiteout - before
 
     def after(self, cookie: int) -> Iterator[tuple[int, bytes]]:
         """(cookie, name) of all names beyond ``cookie``, in order."""

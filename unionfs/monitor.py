@@ -19,12 +19,16 @@ def _nothing() -> None:
 
 
 class Monitor:
-    """The lock, and a condition for inodes that become idle."""
+    """The lock, and a condition for inodes that become idle.
+
+    ``turns`` counts how often it was given up: what was looked at holds while that is the same.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self._idle = threading.Condition(self.lock)
         self.on_release: Callable[[], None] = _nothing
+        self.turns = 0
 
     def __enter__(self) -> None:
         self.lock.acquire()
@@ -36,6 +40,7 @@ class Monitor:
     def released(self) -> Iterator[None]:
         """Run the body without the lock. Must not be nested in another holder's frame."""
         self.on_release()
+        self.turns += 1
         self.lock.release()
         try:
             yield
@@ -45,6 +50,7 @@ class Monitor:
     def wait_idle(self) -> None:
         """Sleep until some inode stops being busy."""
         self.on_release()
+        self.turns += 1
         self._idle.wait()
 
     def notify_idle(self) -> None:

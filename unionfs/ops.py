@@ -181,21 +181,20 @@ class Ops:
         listing = union.build_listing(inode)
         for place, name in listing.after(cookie):
             try:
-                found = union.find_listed(inode, listing, name)
-                if not found:
-                    continue
                 if plus:
-                    child = union.inode_for(inode, name, found)
-                    attr = union.attr(child, found[0].st)
+                    listed = union.listed(inode, listing, name)
+                    if listed is not None:
+                        child, st = listed
+                        yield DirEntry(place, name, child.ino, child.kind, union.attr(child, st))
+                        if child.nlookup == 0:
+                            union.forget(child.ino, 0)
+                    continue
+                found = union.find_listed(inode, listing, name)
             except OSError:
                 # One name that cannot be read must not hide the others: its lookup says why.
                 yield DirEntry(place, name, hash_ino(name), listing.names[name][1], None)
                 continue
-            if plus:
-                yield DirEntry(place, name, child.ino, child.kind, attr)
-                if child.nlookup == 0:
-                    union.forget(child.ino, 0)
-            else:
+            if found:
                 top = found[0]
                 known = union.known(found)
                 number = union.number_of(top) if known is None else known.ino
@@ -250,6 +249,4 @@ class Ops:
         union = self.union
         if union.fds.over():
             union.fds.trim()
-        if union.table.wants_rebuild():
-            union.table = union.table.rebuilt()
-            calls.trim_heap()
+        union.shrink()

@@ -236,6 +236,7 @@ def _move(
     upper = union.need_upper()
     while True:
         inode = _source(union, old_parent, old)
+        turns = union.monitor.turns
         if union.find(parent, name):
             if noreplace:
                 raise _error(errno.EEXIST)
@@ -250,7 +251,7 @@ def _move(
         directory = ensure_dir(union, parent)
         if _untied_beside_wh(union, inode, directory, name):
             continue
-        if not union.can_override or inode is _source(union, old_parent, old):
+        if turns == union.monitor.turns or inode is _source(union, old_parent, old):
             break
     old_hides = bool(union.below(old_parent, old))
     new_hides = bool(union.below(parent, name))
@@ -412,6 +413,7 @@ def _exchange(union: Union, old_parent: Inode, old: bytes, parent: Inode, name: 
         if not union.find(parent, name):
             raise _error(errno.ENOENT)
         one = _source(union, old_parent, old)
+        turns = union.monitor.turns
         two = _source(union, parent, name)
         if one is two:
             return
@@ -421,7 +423,7 @@ def _exchange(union: Union, old_parent: Inode, old: bytes, parent: Inode, name: 
             continue
         if _untied_beside_wh(union, two, source, old):
             continue
-        if one is _source(union, old_parent, old):
+        if turns == union.monitor.turns or one is _source(union, old_parent, old):
             break
     _hide_below(union, one, bool(union.below(parent, name)))
     _hide_below(union, two, bool(union.below(old_parent, old)))

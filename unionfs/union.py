@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from unionfs import formats
 from unionfs.fds import Descriptors, raise_open_files_limit
 from unionfs.index import Indexed, shown
-from unionfs.inode import ROOT_INO, Inode, InodeTable
+from unionfs.inode import ROOT_INO, Inode
 from unionfs.layer import Entry, Layer, LayerDir, edit_stat, hash_ino, override_stat
 from unionfs.listing import Listing
 from unionfs.live import Watcher
@@ -29,10 +29,14 @@ from unionfs.upper import Upper
 
 _INO_BITS = 48
 _ALT = 1 << 62
+#: Numbers below this are shown as they are, plus their filesystem's space.
+_PLAIN = 1 << _INO_BITS
 _SECOND = 1_000_000_000
 _HUGE_DIR = 8 << 20
 _LISTED_NAMES = 200_000
 _MAX_HOPS = 1000
+#: ``Attr`` from a tuple, without its constructor: one a reply, or one an entry of a listing.
+_attr = tuple.__new__
 
 
 class Union:
@@ -52,7 +56,8 @@ class Union:
         self.fds = Descriptors(raise_open_files_limit())
         self.layers: list[Layer | None] = [None]
         self.upper: Upper | None = None
-        self.table = InodeTable()
+        self.table: dict[int, Inode] = {}
+        self._most = 0
         self.can_override = calls.has_dac_override()
         self._spaces: dict[bytes, int] = {}
         self._prepared: list[PreparedLayer] = []
@@ -66,6 +71,8 @@ class Union:
         self._listed: OrderedDict[Inode, None] = OrderedDict()
         self.listed_names = 0
         self.timeout = options.timeout
+        squashed = options.squash_uid is not None or options.squash_gid is not None
+        self._maps_owners = squashed or bool(options.uid_map.ranges or options.gid_map.ranges)
         self.seen_redirect = False
         self._hops = 0
         self.watcher: Watcher | None = None
@@ -284,6 +291,10 @@ class Union:
             note = listing.names.get(name)
             if note is None:
                 return []
+            if note[1] == stat.S_IFREG or note[1] == stat.S_IFLNK:
+                plain = self._plain(dirs, name, *note)
+                if plain is not None:
+                    return plain
             if len(dirs) > 1:
                 first = note[0]
                 dirs = [directory for directory in dirs if directory.layer.index >= first]
@@ -298,22 +309,32 @@ class Union:
         return found
 
     def find_listed(self, parent: Inode, listing: Listing, name: bytes) -> list[Entry]:
-        """As ``find``, for a name of the parent's listing. Hot path: one lstat for a plain file."""
+        """As ``find``, for a name of the parent's listing. Hot path."""
         index, kind = listing.names[name]
         if kind == stat.S_IFREG or kind == stat.S_IFLNK:
             assert parent.dirs is not None
-            for directory in parent.dirs:
-                if directory.layer.index == index:
-                    break
-            if not directory.layer.masks and not directory.xwhiteouts:
-                try:
-                    st = directory.stat(name)
-                except FileNotFoundError:
-                    return self.find(parent, name)
-                if st.st_mode & 0o170000 == kind:
-                    found = [Entry(Says.FILE, directory, name, st, None)]
-                    return shown(self, found) if self.index else found
+            plain = self._plain(parent.dirs, name, index, kind)
+            if plain is not None:
+                return plain
         return self.find(parent, name)
+
+    def _plain(
+        self, dirs: Sequence[LayerDir], name: bytes, index: int, kind: int
+    ) -> list[Entry] | None:
+        """A file that a listing has in layer ``index``, by one lstat; None: look closer."""
+        for directory in dirs:
+            if directory.layer.index == index:
+                break
+        if directory.layer.masks or directory.xwhiteouts:
+            return None
+        try:
+            st = directory.stat(name)
+        except FileNotFoundError:
+            return None
+        if st.st_mode & 0o170000 != kind:
+            return None
+        found = [Entry(Says.FILE, directory, name, st, None)]
+        return shown(self, found) if self.index else found
 
     def below(self, parent: Inode, name: bytes) -> list[Entry]:
         """What the lowers alone would show under ``name``."""
@@ -353,6 +374,45 @@ class Union:
                 self._still_known(inode)
         inode.add_link(parent, name)
         return inode
+
+    def listed(
+        self, parent: Inode, listing: Listing, name: bytes
+    ) -> tuple[Inode, os.stat_result] | None:
+        """The inode of a name of the parent's listing, made known, and its ``st``; None: gone.
+
+        Hot path: an ordinary file of a lower that is met for the first time.
+        """
+        index, kind = listing.names[name]
+        if kind == stat.S_IFREG and index and not self.index:
+            assert parent.dirs is not None
+            for directory in parent.dirs:
+                if directory.layer.index == index:
+                    break
+            layer = directory.layer
+            if not layer.masks and not directory.xwhiteouts and layer.override is None:
+                fd = directory.fd if directory.fd >= 0 else directory.dirfd()
+                try:
+                    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    return None
+                real = st.st_ino
+                ino = real + layer.space
+                if (
+                    st.st_mode & 0o170000 == kind
+                    and st.st_nlink == 1
+                    and st.st_blocks << 9 >= st.st_size
+                    and not directory.impure
+                    and ROOT_INO < real < _PLAIN
+                    and ino not in self.table
+                ):
+                    inode = self.table[ino] = Inode(ino, real, kind)
+                    inode.low = directory
+                    inode.parent = parent
+                    inode.name = name
+                    parent.children += 1
+                    return inode, st
+        found = self.find_listed(parent, listing, name)
+        return (self.inode_for(parent, name, found), found[0].st) if found else None
 
     def fresh_inode(self, st: os.stat_result) -> Inode:
         """An inode for a file just made in the upper."""
@@ -536,6 +596,16 @@ class Union:
                 return
             inode = rest
 
+    def shrink(self) -> None:
+        """Give memory back when most inodes are gone: a dict never shrinks."""
+        count = len(self.table)
+        if count > self._most:
+            self._most = count
+        elif self._most > 4096 and count * 8 < self._most:
+            self.table = dict(self.table)
+            self._most = count
+            calls.trim_heap()
+
     # -- attributes ----------------------------------------------------------------
 
     def stat(self, inode: Inode) -> os.stat_result:
@@ -580,7 +650,7 @@ class Union:
 
     def attr(self, inode: Inode, st: os.stat_result) -> Attr:
         """What the union shows for an inode with ``st`` on disk."""
-        mode, _, _, nlink, uid, gid, size = st[:7]
+        mode, _, _, nlink, uid, gid, size, _, _, _ = st
         atime, atimensec = divmod(st.st_atime_ns, _SECOND)
         mtime, mtimensec = divmod(st.st_mtime_ns, _SECOND)
         ctime, ctimensec = divmod(st.st_ctime_ns, _SECOND)
@@ -598,32 +668,39 @@ class Union:
                 nlink -= 1  # another name has turned up; the one in orphans/ is none of the union's
             if inode.indexed is not None:
                 nlink += len(inode.indexed.names) - 1  # that in the index is none either
+        if self._maps_owners:
+            uid, gid = self._shown_owner(uid, gid)
+        return _attr(
+            Attr,
+            (
+                inode.ino,
+                size,
+                st.st_blocks,
+                atime,
+                mtime,
+                ctime,
+                atimensec,
+                mtimensec,
+                ctimensec,
+                mode,
+                nlink,
+                uid,
+                gid,
+                rdev,
+                st.st_blksize,
+                0,
+            ),
+        )
+
+    def _shown_owner(self, uid: int, gid: int) -> tuple[int, int]:
         options = self.options
         if options.uid_map.ranges:
             uid = options.uid_map.to_view(uid)
         if options.gid_map.ranges:
             gid = options.gid_map.to_view(gid)
-        if options.squash_uid is not None:
-            uid = options.squash_uid
-        if options.squash_gid is not None:
-            gid = options.squash_gid
-        return Attr(
-            inode.ino,
-            size,
-            st.st_blocks,
-            atime,
-            mtime,
-            ctime,
-            atimensec,
-            mtimensec,
-            ctimensec,
-            mode,
-            nlink,
-            uid,
-            gid,
-            rdev,
-            st.st_blksize,
-            0,
+        return (
+            uid if options.squash_uid is None else options.squash_uid,
+            gid if options.squash_gid is None else options.squash_gid,
         )
 
     def renamed_dirs(self) -> bool:
@@ -745,14 +822,10 @@ class Union:
         """A name of the upper appeared or replaced one."""
         listing = parent.listing
         if listing is not None:
-            before = len(listing)
-            listing.put(name, 0, kind)
-            self.listed_names += len(listing) - before
+            self.listed_names += listing.put(name, 0, kind)
 
     def note_gone(self, parent: Inode, name: bytes, *, whiteout: bool) -> None:
         """A name went; ``whiteout``: one lies in the upper now."""
         listing = parent.listing
         if listing is not None:
-            before = len(listing)
-            listing.remove(name, whiteout=whiteout)
-            self.listed_names += len(listing) - before
+            self.listed_names += listing.remove(name, whiteout=whiteout)

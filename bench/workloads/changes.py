@@ -123,7 +123,11 @@ def _wide_whiteouts(stage: Stage) -> None:
 register(Workload("changes", _rows("", "in a new directory"), _small))
 register(
     Workload(
-        "changes-wide", _rows("-wide", "in a directory that was large below"), _wide, prepare=_fill
+        "changes-wide",
+        _rows("-wide", "in a directory that was large below"),
+        _wide,
+        prepare=_fill,
+        quick=False,
     )
 )
 register(
@@ -134,7 +138,7 @@ register(
             *_rows("-grown", "in a directory that became large through the mount"),
         ),
         _grown,
-        rounds=3,
+        rounds=2,
     )
 )
 register(
@@ -162,9 +166,10 @@ register(
 register(
     Workload(
         "whiteouts-wide",
-        (Row("whiteout-wide", "unlink a lower file in a directory of 50,000", fuse_goal=0.3),),
+        (Row("whiteout-wide", "unlink a lower file in a large directory", fuse_goal=0.3),),
         _wide_whiteouts,
         tree="wide",
         copy_up=True,
+        quick=False,
     )
 )

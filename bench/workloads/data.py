@@ -41,8 +41,8 @@ def _append(stage: Stage, row: str, name: str) -> None:
 
 
 def _large(stage: Stage) -> None:
-    _append(stage, "copyup-64m", "dense")
-    _append(stage, "copyup-1g-sparse", "sparse")
+    _append(stage, "copyup-dense", "dense")
+    _append(stage, "copyup-sparse", "sparse")
 
 
 def _huge(stage: Stage) -> None:
@@ -110,8 +110,8 @@ register(
     Workload(
         "copyup-large",
         (
-            Row("copyup-64m", "append to a lower file of 64 MiB", "s"),
-            Row("copyup-1g-sparse", "append to a sparse lower file of 1 GiB", "s"),
+            Row("copyup-dense", "append to a lower file of 64 MiB", "s"),
+            Row("copyup-sparse", "append to a sparse lower file (1 GiB, quick: 256 MiB)", "s"),
         ),
         _large,
         tree="large",

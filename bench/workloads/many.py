@@ -73,7 +73,7 @@ def _layers(count: int) -> None:
             (Row(f"lookup-{count}-layers", f"stat a name below {count} layers", cache="first"),),
             run_first,
             tree=f"layers-{count}",
-            quick=count != 32,
+            quick=count == 128,
         )
     )
     register(

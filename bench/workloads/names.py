@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from bench.stage import Stage
-from bench.workload import Row, Workload, register
+from bench.workload import Row, Skipped, Workload, register
 
 
 def _read(path: str) -> None:
@@ -63,8 +63,19 @@ def _list_all(top: str) -> None:
             _list_all(entry.path)
 
 
+def _need_cold(stage: Stage) -> None:
+    if not stage.drop_caches():
+        raise Skipped("the kernel's caches cannot be dropped here, or are not to be")
+
+
+def _cold(stage: Stage) -> None:
+    files = [f"{stage.mnt}/d/f{number}" for number in range(stage.sizes.files)]
+    _need_cold(stage)
+    stage.each("read-small-cold", _read, files)
+
+
 def _walks(stage: Stage) -> None:
-    stage.drop_caches()
+    _need_cold(stage)
     with stage.measure("find-cold"):
         _walk(stage.mnt)
     with stage.measure("find"):
@@ -117,5 +128,21 @@ register(
         ),
         _walks,
         tree="forest",
+    )
+)
+register(
+    Workload(
+        "read-dropped",
+        (
+            Row(
+                "read-small-cold",
+                "open+read 500 B+close, caches dropped",
+                cache="cold",
+                fuse_goal=1.0,
+            ),
+        ),
+        _cold,
+        tree="flat",
+        quick=False,
     )
 )

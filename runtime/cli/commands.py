@@ -119,6 +119,7 @@ def _matches(item: dict[str, Any], filters: tuple[str, ...]) -> bool:
 def _ps(options: Options, rest: list[str], root: str) -> int:
     if rest:
         raise RunError(f"ps takes no argument: {rest[0]}")
+    lifecycle.sweep(root)
     items = [describe(container) for container in state.Containers(root).all()]
     filters = options.get("filter", ())
     everything = options.get("all") or any(word.startswith("status=") for word in filters)
@@ -497,6 +498,8 @@ def _rename(options: Options, rest: list[str], root: str) -> int:
 
 def _rm(options: Options, rest: list[str], root: str) -> int:
     containers = state.Containers(root)
+    if options.get("all"):
+        lifecycle.sweep(root)
     words = [one.id for one in containers.all()] if options.get("all") else rest
     if not words and not options.get("all"):
         raise RunError("no container named", "pyrun rm CONTAINER")

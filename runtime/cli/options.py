@@ -247,7 +247,6 @@ COMMANDS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
         "a container's files as a tar archive",
         (("-o --output", "output", "value", "FILE", "in place of standard output"),),
     ),
-    "images": ("[ARGUMENT...]", "the store's images (cowstore images)", ()),
     "volume": ("create|ls|rm|inspect|prune [NAME...]", "named volumes", _JSON),
     "network": ("ls", "the kinds of network that work here", _JSON),
     "info": ("", "what works on this host, and why something does not", _JSON),
@@ -264,8 +263,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
 #: Passed to the store as they are, under its own names.
 STORE = {
     "pull": "pull", "push": "push", "login": "login", "logout": "logout", "load": "load",
-    "save": "save", "import": "import", "tag": "tag", "rmi": "rm", "history": "history",
-    "images": "ls", "image": "",
+    "save": "export", "import": "import", "tag": "tag", "rmi": "rmi", "history": "history",
+    "images": "images",
 }  # fmt: skip
 
 GLOBAL: tuple[Option, ...] = (

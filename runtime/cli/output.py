@@ -48,10 +48,11 @@ def render(template: str, value: Any) -> str:
             break
         inside, closed, rest = rest.partition("}}")
         words = inside.split()
-        if not closed or not words or len(words) > 2 or not words[-1].startswith("."):
+        known = words[:-1] in ([], ["json"]) and words and words[-1].startswith(".")
+        if not closed or not known:
             raise RunError(f"--format: not understood: {{{{{inside}}}}}", "for example {{.Id}}")
         found = _field(value, words[-1][1:])
-        plain = words[0] != "json" and not isinstance(found, dict | list | bool | None.__class__)
+        plain = words[0] != "json" and not isinstance(found, dict | list | bool | None)
         text += str(found) if plain else jsonio.dumps(found)
     return text
 

@@ -278,7 +278,6 @@ def update(options: dict[str, Any], rest: list[str], root: str) -> int:
         raise RunError("nothing to change", "pyrun update --help")
     for word in rest:
         container = state.Containers(root).find(word)
-        config = container.config
         request = prepare.request_of(container).replace(**options)
         prepare.check(request)
         asked = RunRequest(**{**options, "cgroup_parent": request.cgroup_parent})
@@ -289,7 +288,7 @@ def update(options: dict[str, Any], rest: list[str], root: str) -> int:
             _update_live(container, new)
         if container.supervised() and "restart" in options:
             console.ask(container.directory, {"op": "policy", "restart": options["restart"]})
-        container.save_config({**config, "request": request.to_data()})
+        container.save_config({**container.config, "request": request.to_data()})
         sys.stdout.write(f"{word}\n")
     return 0
 

@@ -78,21 +78,28 @@ def _write_id(request: RunRequest, container: state.Container) -> None:
 
 
 def _run_detached(request: RunRequest, container: state.Container, plan: Plan) -> int:
-    channel = lifecycle.supervise(container, plan, request, None)
+    try:
+        channel = lifecycle.supervise(container, plan, request, None, transient=True)
+    except BaseException:
+        lifecycle.remove_files(container)
+        raise
     lifecycle.wait_started(channel)
     sys.stdout.write(f"{container.id}\n")
     return 0
 
 
 def _run_here(request: RunRequest, container: state.Container, plan: Plan) -> int:
-    ours, theirs = lifecycle.streams(request.interactive)
+    wanted = {word.lower() for word in request.attach} or {"stdin", "stdout", "stderr"}
+    ours, theirs = lifecycle.streams(request.interactive and "stdin" in wanted)
     try:
-        channel = lifecycle.supervise(container, plan, request, theirs)
+        channel = lifecycle.supervise(container, plan, request, theirs, transient=True)
     except BaseException:
-        if request.rm:
-            lifecycle.remove_files(container)
+        lifecycle.remove_files(container)
         raise
     channel.close()
+    for name in {"out", "err"} - {word.removeprefix("std") for word in wanted}:
+        os.close(getattr(ours, name))  # the supervisor drops what nobody reads
+        setattr(ours, name, -1)
     console.proxy(ours.channel, tty=request.tty, signals=request.sig_proxy)
     told = ours.relay(console.parse_keys(request.detach_keys), request.tty)
     return report_end(told)

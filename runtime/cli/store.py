@@ -18,6 +18,6 @@ def pass_on(command: str, rest: list[str]) -> int:
         from cowstore.cli.main import main
     except ImportError as error:
         raise RunError(f"the image store is not installed: {error}") from None
-    words = [STORE[command], *rest] if STORE[command] else list(rest)
+    words = [STORE[command], *rest]
     place = os.environ.get("PYUNION_STORE", "")
     return int(main([*(["--root", place] if place else []), *words]))

@@ -228,6 +228,7 @@ def system(options: Options, rest: list[str], root: str) -> int:
             return 1
     from runtime.cli.commands import remove_one
 
+    lifecycle.sweep(root)
     for container in state.Containers(root).all():
         if not container.supervised():
             remove_one(container, {"volumes": bool(options.get("volumes"))})

@@ -275,6 +275,22 @@ def set_name(name: bytes) -> None:
     prctl(_PR_SET_NAME, ctypes.cast(_chars(name), ctypes.c_void_p).value or 0)
 
 
+def set_command_line(text: bytes) -> None:
+    """What /proc/PID/cmdline shows of this process: everybody may read that (proc(5)).
+
+    The arguments lie where fields 48 and 49 of /proc/self/stat say.
+    """
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+    except (OSError, ValueError, IndexError):
+        return
+    if 0 < start < end:
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, text, min(len(text), end - start - 1))
+
+
 def pidfd_send_signal(pidfd: int, number: int) -> None:
     """pidfd_send_signal(2)."""
     _call(_SYS_PIDFD_SEND_SIGNAL, pidfd, number, _chars(None), 0)

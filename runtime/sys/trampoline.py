@@ -21,16 +21,19 @@ _F_ADD_SEALS = 1033
 _ALL_SEALS = 0x0F  # seal, shrink, grow, write
 _MFD_EXEC = 0x10  # Linux 6.3
 
-# fcntl(1000, F_SETFD, FD_CLOEXEC); execve(argv[0], argv + 1, envp);
-# write(1000, &result, 8); exit_group(127)
+# if fcntl(1000, F_SETFD, FD_CLOEXEC) >= 0:  (it is not there when the trampoline runs itself)
+#     execve(argv[0], argv + 1, envp); write(1000, &result, 8)
+# exit_group(127)
 _CODE = {
     "x86_64": bytes.fromhex(
-        "b848000000bfe8030000be02000000ba010000000f05488b0424488b7c2408488d742410488d54c410"
-        "b83b0000000f0550b801000000bfe80300004889e6ba080000000f05b8e7000000bf7f0000000f05"
+        "b848000000bfe8030000be02000000ba010000000f0585c0782f488b0424488b7c2408488d742410488d"
+        "54c410b83b0000000f0550b801000000bfe80300004889e6ba080000000f05b8e7000000bf7f0000000f"
+        "05"
     ),
     "aarch64": bytes.fromhex(
-        "280380d2007d80d2410080d2220080d2010000d4e30340f9e00740f9e1430091220c038ba81b80d2"
-        "010000d4ff4300d1e00300f9080880d2007d80d2e1030091020180d2010000d4c80b80d2e00f80d2010000d4"
+        "280380d2007d80d2410080d2220080d2010000d4c001f8b7e30340f9e00740f9e1430091220c038ba81b"
+        "80d2010000d4ff4300d1e00300f9080880d2007d80d2e1030091020180d2010000d4c80b80d2e00f80d2"
+        "010000d4"
     ),
 }
 _ELF_MACHINE = {"x86_64": 62, "aarch64": 183}

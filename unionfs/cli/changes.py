@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from unionfs.cli.inspect import read_stats
+from unionfs.cli.text import quote
 from unionfs.diff import KIND_NAMES, Change, changes
 from unionfs.errors import UserError
 from unionfs.findings import Finding
@@ -21,25 +22,6 @@ from unionfs.fsck import Report, fsck
 from unionfs.options import split_layers
 from unionfs.sys import calls
 from unionfs.sys.mountinfo import read_mounts
-
-_QUOTED = {"\t": "\\t", "\n": "\\n", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
-
-
-def quote(path: str) -> str:
-    """A path for one line: as it is, or in ``"…"`` with C escapes.
-
-    Quoted are paths with control characters, or that begin with a quotation mark.
-    """
-    if not path.startswith('"') and not any(_is_control(char) for char in path):
-        return path
-    words = (
-        _QUOTED.get(char) or (f"\\{ord(char):03o}" if _is_control(char) else char) for char in path
-    )
-    return '"' + "".join(words) + '"'
-
-
-def _is_control(char: str) -> bool:
-    return char < " " or char == "\x7f"
 
 
 def _print(lines: Iterator[str]) -> None:

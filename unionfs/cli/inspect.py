@@ -8,6 +8,7 @@ import select
 import sys
 from typing import Any
 
+from unionfs.cli.text import quote
 from unionfs.errors import UserError
 from unionfs.ops import STATS_XATTR
 from unionfs.sys.mountinfo import Mount, read_mounts
@@ -73,10 +74,12 @@ def list_unions(*, as_json: bool) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     for row in rows:
-        upper = row["upper"] or "(read-only)"
+        upper = quote(row["upper"] or "")
+        if row["read_only"]:
+            upper = f"{upper} (read-only)".lstrip()
         print(
-            f"{row['mountpoint']}\t{row['engine']}\tpid {row['pid']}\t"
-            f"{':'.join(row['lower'])}\t{upper}"
+            f"{quote(row['mountpoint'])}\t{row['engine']}\tpid {row['pid']}\t"
+            f"{quote(':'.join(row['lower']))}\t{upper}"
         )
     return 0
 

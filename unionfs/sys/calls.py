@@ -247,20 +247,30 @@ def chmod_nofollow(dir_fd: int, name: bytes, mode: int) -> None:
         os.close(fd)
 
 
-def ficlone(dst: int, src: int) -> bool:
-    """FICLONE (ioctl_ficlonerange(2)); False where this pair of files cannot share blocks."""
+_no_clones: set[tuple[int, int]] = set()
+
+
+def ficlone(dst: int, src: int, devices: tuple[int, int]) -> bool:
+    """FICLONE (ioctl_ficlonerange(2)); False where this pair of files cannot share blocks.
+
+    ``devices`` are their st_dev: where no file can, it is not tried again.
+    """
+    if devices in _no_clones:
+        return False
     try:
         fcntl.ioctl(dst, _FICLONE, src)
     except OSError as error:
+        if error.errno in _NEVER_CLONE:
+            _no_clones.add(devices)
+            return False
         if error.errno in _CANNOT_CLONE:
             return False
         raise
     return True
 
 
-_CANNOT_CLONE: Final = frozenset(
-    {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM}
-)
+_NEVER_CLONE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.ENOSYS})
+_CANNOT_CLONE: Final = frozenset({errno.EINVAL, errno.EPERM})
 
 
 def inotify_init() -> int:

@@ -1,0 +1,1 @@
+"""Tests of pyrun; they mirror runtime/."""

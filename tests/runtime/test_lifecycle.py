@@ -1,0 +1,230 @@
+"""Containers that go on: exec, logs, stop, restart, and what is left when helpers die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.conftest import Pyrun
+
+_WAIT = ("sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 60 & wait; done")
+
+
+def _state(pyrun: Pyrun, name: str) -> dict[str, object]:
+    item: dict[str, object] = json.loads(pyrun("inspect", name).stdout)[0]
+    return item
+
+
+def _line(pyrun: Pyrun, name: str) -> None:
+    """Wait until the container has said something: its command runs."""
+    with subprocess.Popen(
+        [*pyrun.command, "logs", "-f", name],
+        env=pyrun.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == "up\n"
+        follower.kill()
+
+
+def test_from_start_to_removal(pyrun: Pyrun) -> None:
+    container = pyrun.start("one", *_WAIT)
+    _line(pyrun, "one")
+    assert pyrun("ps", "-q", "--no-trunc").stdout.strip() == container
+    assert pyrun("ps", "--format", "{{.Name}} {{.Status}}").stdout == "one running\n"
+    assert pyrun("exec", "one", "sh", "-c", "echo $((1+1)); exit 5", code=5).stdout == "2\n"
+    assert pyrun("exec", "-i", "one", "cat", stdin="typed").stdout == "typed"
+    pyrun("exec", "one", "nonesuch", code=127)
+    assert pyrun("rm", "one", code=1).stderr.startswith("error: container one is running")
+    assert pyrun("stop", "one").stdout == "one\n"
+    assert pyrun("wait", "one").stdout == "3\n"
+    assert pyrun("logs", "one").stdout == "up\nbye\n"
+    assert pyrun("logs", "--tail", "1", "one").stdout == "bye\n"
+    pyrun("rename", "one", "two")
+    assert pyrun("ps", "-a", "--format", "{{.Name}} {{.Status}}").stdout == "two exited\n"
+    pyrun("start", "two")
+    pyrun("kill", "two")
+    assert _state(pyrun, "two")["ExitCode"] == 137
+    pyrun("rm", "two")
+    pyrun("inspect", "two", code=1)
+
+
+def test_changes_stay_until_the_container_is_removed(any_pyrun: Pyrun) -> None:
+    create = ("create", "--name", "c", "--network", "none", "--rootfs", str(any_pyrun.rootfs))
+    any_pyrun(*create, "sh", "-c", "cat /mark 2>/dev/null; echo more >>/mark")
+    assert _state(any_pyrun, "c")["Status"] == "created"
+    assert any_pyrun("start", "-a", "c").stdout == ""
+    assert any_pyrun("start", "-a", "c").stdout == "more\n"
+    assert "A /mark" in any_pyrun("diff", "c").stdout.splitlines()
+
+
+def test_names_are_taken_once(any_pyrun: Pyrun) -> None:
+    any_pyrun.start("n", "sleep", "100")
+    done = any_pyrun.run("true", options=("--name", "n"), code=125)
+    assert "in use" in done.stderr
+
+
+def test_the_end_of_a_command_that_cannot_be_executed_in_the_background(any_pyrun: Pyrun) -> None:
+    rootfs = str(any_pyrun.rootfs)
+    base = ("run", "-d", "--rm", "--network", "none", "--rootfs", rootfs)
+    done = any_pyrun(*base, "nope", code=127)
+    assert "nope" in done.stderr
+    assert any_pyrun("ps", "-aq").stdout == ""
+
+
+def test_copies_in_and_out(pyrun: Pyrun, tmp_path: Path) -> None:
+    pyrun.start("c", "sleep", "100")
+    here = tmp_path / "here"
+    here.mkdir()
+    here.chmod(0o777)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/f").write_text("text\n")
+    (tmp_path / "src/f").chmod(0o754)
+    (tmp_path / "src/l").symlink_to("/etc/passwd")
+    pyrun("cp", f"{tmp_path}/src", "c:/root")
+    assert pyrun("exec", "c", "stat", "-c", "%a %u", "/root/src/f").stdout == "754 0\n"
+    pyrun("cp", "c:/root/src/f", f"{here}/g")
+    assert (here / "g").read_text() == "text\n"
+    pyrun("cp", "c:/root/src", f"{here}")
+    assert os.readlink(here / "src/l") == "/etc/passwd"
+    assert "no such file" in pyrun("cp", "c:/none", str(here), code=1).stderr
+    pyrun("stop", "-t", "0", "c")
+    pyrun("cp", f"{tmp_path}/src/f", "c:/etc/late")
+    assert "late" in pyrun("cp", "c:/etc/late", "-").stdout
+
+
+def test_a_symlink_in_the_container_does_not_lead_a_copy_out(
+    any_pyrun: Pyrun, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    victim.chmod(0o777)
+    any_pyrun.start("c", "sh", "-c", f"ln -s {victim} /trap; echo up; sleep 100")
+    _line(any_pyrun, "c")
+    source = tmp_path / "s"
+    source.write_text("x")
+    source.chmod(0o644)
+    any_pyrun("cp", str(source), "c:/trap/", code=None)
+    assert list(victim.iterdir()) == []
+
+
+def test_export_is_the_whole_tree(any_pyrun: Pyrun, tmp_path: Path) -> None:
+    any_pyrun.start("c", "sh", "-c", "echo new >/etc/new; echo up; sleep 100")
+    _line(any_pyrun, "c")
+    output = any_pyrun.place / "x.tar"
+    any_pyrun("export", "-o", str(output), "c")
+    import tarfile
+
+    with tarfile.open(output) as archive:
+        names = archive.getnames()
+        assert "etc/new" in names and "usr/bin/sh" in names
+        assert not any(name.startswith("proc/") for name in names)
+
+
+def test_restart_policies(any_pyrun: Pyrun) -> None:
+    any_pyrun.start("r", "sh", "-c", "echo run >>/runs; test $(wc -l </runs) -ge 3",
+                    options=("--restart", "on-failure:5"))  # fmt: skip
+    assert any_pyrun("wait", "r").stdout == "0\n"
+    assert _state(any_pyrun, "r")["Restarts"] == 2
+
+
+def test_health_checks_tell_the_truth(any_pyrun: Pyrun) -> None:
+    options = (
+        "--health-cmd",
+        "test -e /well",
+        "--health-interval",
+        "50ms",
+        "--health-retries",
+        "1",
+    )
+    any_pyrun.start("h", "sleep", "100", options=options)
+    _until(any_pyrun, "health_status=unhealthy")
+    any_pyrun("exec", "h", "touch", "/well")
+    _until(any_pyrun, "health_status=healthy")
+    assert _state(any_pyrun, "h")["Health"] == "healthy"
+
+
+def _until(pyrun: Pyrun, action: str) -> None:
+    with subprocess.Popen(
+        [*pyrun.command, "events", "--since", "1h"],
+        env=pyrun.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as events:
+        assert events.stdout is not None
+        for line in events.stdout:
+            if action in line:
+                break
+        events.kill()
+
+
+def test_two_containers_share_namespaces(pyrun: Pyrun) -> None:
+    pyrun.start("a", "sh", "-c", "echo up; sleep 100")
+    _line(pyrun, "a")
+    single = ("--userns", "single") if pyrun.kind == "single" else ()
+    base = ("run", "--rm", *single, "--rootfs", str(pyrun.rootfs))
+    shared = ("--network", "container:a", "--pid", "container:a", "--ipc", "container:a")
+    told = pyrun(*base, *shared, "sh", "-c", "readlink /proc/self/ns/net; cat /proc/1/comm")
+    inode, name = told.stdout.split()
+    assert inode == pyrun("exec", "a", "readlink", "/proc/self/ns/net").stdout.strip()
+    assert name == "pyrun-init"
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "pid", "union_pid"])
+def test_a_helper_that_is_killed_leaves_nothing_that_rm_cannot_handle(
+    any_pyrun: Pyrun, victim: str
+) -> None:
+    any_pyrun.start("k", "sh", "-c", "echo kept >/kept; echo up; sleep 100")
+    _line(any_pyrun, "k")
+    directory = Path(str(_state(any_pyrun, "k")["Directory"]))
+    told = json.loads((directory / "state.json").read_text())
+    watched = [os.pidfd_open(told[key]) for key in ("supervisor", "pid", "union_pid")]
+    os.kill(told[victim], signal.SIGKILL)
+    for fd in watched:
+        import select
+
+        assert select.select([fd], [], [], 60)[0], "it lives on"
+        os.close(fd)
+    assert any_pyrun("ps", "-a", "--format", "{{.Status}}").stdout == "exited\n"
+    any_pyrun("start", "k")
+    assert any_pyrun("exec", "k", "cat", "/kept").stdout == "kept\n"
+    any_pyrun("rm", "-f", "k")
+
+
+def test_a_removed_on_exit_container_of_a_dead_supervisor_is_swept(any_pyrun: Pyrun) -> None:
+    any_pyrun.start("s", "sleep", "100", options=("--rm",))
+    directory = Path(str(_state(any_pyrun, "s")["Directory"]))
+    told = json.loads((directory / "state.json").read_text())
+    fds = [os.pidfd_open(told[key]) for key in ("supervisor", "pid", "union_pid")]
+    os.kill(told["supervisor"], signal.SIGKILL)
+    import select
+
+    for fd in fds:
+        select.select([fd], [], [], 60)
+        os.close(fd)
+    assert any_pyrun("ps", "-aq").stdout == ""
+    assert not directory.exists()
+
+
+def test_many_at_once_leave_nothing(any_pyrun: Pyrun) -> None:
+    single = ("--userns", "single") if any_pyrun.kind == "single" else ()
+    base = ("run", "--rm", "--network", "none", *single, "--rootfs", str(any_pyrun.rootfs))
+    words = [*any_pyrun.command, *base]
+    running = [
+        subprocess.Popen(
+            [*words, "sh", "-c", f"echo {number}"],
+            env=any_pyrun.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(12)
+    ]
+    said = [process.communicate(timeout=120)[0].strip() for process in running]
+    assert said == [str(number) for number in range(12)]
+    assert any_pyrun("ps", "-aq").stdout == ""
