@@ -12,6 +12,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from threading import RLock
 from typing import Any, Final
 
 from cowstore.errors import Damaged, StoreError
@@ -103,6 +104,7 @@ class Database:
         self.layout = layout
         self._durable = durable
         self._db: sqlite3.Connection | None = None
+        self._lock = RLock()
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -127,20 +129,22 @@ class Database:
         if self.layout.read_only:
             raise StoreError(f"{self.layout.root}: this store is read-only")
         try:
-            self.db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self.db
-            except BaseException:
-                self.db.execute("ROLLBACK")
-                raise
-            self.db.execute("COMMIT")
+            with self._lock:  # one connection, several threads that bring layers in
+                self.db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self.db
+                except BaseException:
+                    self.db.execute("ROLLBACK")
+                    raise
+                self.db.execute("COMMIT")
         except sqlite3.Error as error:
             raise _told(error, self.layout.path("store.db")) from None
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of a query."""
         try:
-            return self.db.execute(query, values).fetchall()
+            with self._lock:
+                return self.db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise _told(error, self.layout.path("store.db")) from None
 

@@ -67,10 +67,11 @@ def pull(
     host, repository = _split(ref.place)
     places = [_split(f"{mirror.rstrip('/')}/{repository}") for mirror in mirrors]
     places.append((host, repository))
-    with store.session() as session:
+    with store.session() as session, ExitStack() as stack:
         with open(session.place(RESUME), "wb"):
             pass
         registry, where, found = _first(places, ref, platform, insecure, authfile)
+        stack.callback(registry.close)
         document = oci.parse_manifest(found.manifest, found.media_type)
         found.config = _small_blob(registry, where, document.config)
         origin = found.origin = f"docker://{host}/{repository}"
@@ -107,6 +108,7 @@ def _first(
         try:
             return registry, repository, _documents(registry, repository, ref, platform)
         except StoreError:
+            registry.close()
             if number == len(places) - 1:
                 raise
     raise AssertionError
@@ -214,6 +216,7 @@ def push(
     host, repository = _split(ref.place)
     registry = Registry(host, insecure=insecure, authfile=authfile)
     with ExitStack() as stack:
+        stack.callback(registry.close)
         packed = package(store, image, stack, compression)
         unique = {out.descriptor.digest: out for out in packed.layers}
 
