@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from bench.figures import Figures, Verdict
 from bench.stats import Summary
 from bench.workload import Row
 
-_MARKS = {"ahead": "", "met": "", "missed": " !", "noisy": "", "": ""}
+#: Above this share of the machine's CPU time, other processes are worth a warning.
+BUSY_SHARE: Final = 0.15
+_MARKS: Final = {"ahead": "", "met": "", "missed": " !", "noisy": "", "": ""}
 
 
 def number(value: float) -> str:
@@ -127,6 +130,11 @@ def notes(figures: Figures) -> Iterator[str]:
     if not end:
         yield "The run was broken off."
         return
+    if end["others_cpu_share"] > BUSY_SHARE:
+        yield (
+            "warning: the machine was busy with other work; a message waits for the processor"
+            " there, so figures with messages are too high"
+        )
     yield (
         f"{facts['rounds']} rounds, {end['seconds']:.0f} s; others used"
         f" {end['others_cpu_share']:.0%} of the machine's CPU time;"

@@ -12,6 +12,7 @@ supervisor (caller's namespaces, subreaper)
 
 from __future__ import annotations
 
+import _socket
 import os
 import signal
 
@@ -24,7 +25,9 @@ from runtime.sys import calls, trampoline
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
+    from runtime.early import Intermediate
     from runtime.plan import Plan
 
 
@@ -124,12 +127,14 @@ def create(
     joins: dict[str, int] | None = None,
     outer: int = -1,
     on_pid: Callable[[int, int], None] | None = None,
+    waiting: Intermediate | None = None,
 ) -> Started:
     """Make the container up to the point where its command would be executed.
 
     ``joins`` are descriptors of namespaces to enter, ``outer`` one of an outer user namespace to
-    use instead of a new one; ``on_pid`` is called with the first process and the union's when both
-    exist: they join cgroups then.
+    use instead of a new one; ``waiting`` is an intermediate process that was forked before.
+    ``on_pid`` is called with the first process and the union's when both exist: they join
+    cgroups then.
 
     Raises:
         RunError: nothing of the container is left.
@@ -143,17 +148,26 @@ def create(
     started = Started()
     started.status, started.commands, started.report = status, commands, report
     read_mapped, write_mapped = os.pipe2(os.O_CLOEXEC)
-    middle = os.fork()
-    if middle == 0:
-        status.close()
-        os.close(commands)
-        os.close(report)
-        os.close(write_mapped)
-        streams = child.Streams(stdio, report_write, trampoline_fd)
-        _intermediate(
-            plan, theirs, commands_read, read_mapped, (tree_to, tree_from), joins or {}, outer,
-            streams, program,
-        )  # fmt: skip
+    passed = Handed(
+        status=theirs,
+        commands=commands_read,
+        mapped=read_mapped,
+        tree=(tree_to, tree_from),
+        streams=child.Streams(stdio, report_write, trampoline_fd),
+        joins=joins or {},
+        outer=outer,
+    )
+    if waiting is not None:
+        middle = waiting.pid
+        _hand(waiting, plan, passed, program)
+    else:
+        middle = os.fork()
+        if middle == 0:
+            status.close()
+            os.close(commands)
+            os.close(report)
+            os.close(write_mapped)
+            _intermediate(plan, passed, program)
     theirs.close()
     tree_to.close()
     tree_from.close()
@@ -221,18 +235,81 @@ def abort(started: Started) -> None:
                 pass
 
 
-def _intermediate(
-    plan: Plan,
-    status: Channel,
-    commands: int,
-    mapped: int,
-    tree: tuple[Channel, Channel],
-    joins: dict[str, int],
-    outer: int,
-    streams: child.Streams,
-    program: bytes,
-) -> None:
+class Handed:
+    """Descriptors that the intermediate process is given.
+
+    ``commands`` and ``mapped`` are read, ``status`` and the first of ``tree`` written.
+    """
+
+    def __init__(
+        self,
+        *,
+        status: Channel,
+        commands: int,
+        mapped: int,
+        tree: tuple[Channel, Channel],
+        streams: child.Streams,
+        joins: dict[str, int],
+        outer: int,
+    ) -> None:
+        self.status = status
+        self.commands = commands
+        self.mapped = mapped
+        self.tree = tree
+        self.streams = streams
+        self.joins = joins
+        self.outer = outer
+
+
+def _hand(waiting: Intermediate, plan: Plan, passed: Handed, program: bytes) -> None:
+    """Send plan and descriptors to an intermediate process; see ``intermediate_early``."""
+    from runtime import early
+
+    streams = passed.streams
+    fds = [passed.status.fd, passed.commands, passed.mapped, passed.tree[0].fd, passed.tree[1].fd,
+           streams.report, *streams.stdio]  # fmt: skip
+    fds += [fd for fd in (streams.trampoline, passed.outer) if fd >= 0]
+    data = {
+        "plan": plan,
+        "program": program,
+        "trampoline": streams.trampoline >= 0,
+        "outer": passed.outer >= 0,
+        "joins": tuple(passed.joins),
+    }
+    waiting.channel.send(early.pack(data), [*fds, *passed.joins.values()])
+    waiting.channel.close()
+
+
+def intermediate_early(data: dict[str, Any], fds: list[int], channel: Channel) -> None:
+    """What an intermediate process that was forked before does with what ``_hand`` sent."""
+    channel.close()
+    rest = iter(fds)
+    status, commands, mapped = _channel(next(rest)), next(rest), next(rest)
+    tree = (_channel(next(rest)), _channel(next(rest)))
+    report = next(rest)
+    stdio = (next(rest), next(rest), next(rest))
+    trampoline_fd = next(rest) if data["trampoline"] else -1
+    outer = next(rest) if data["outer"] else -1
+    passed = Handed(
+        status=status,
+        commands=commands,
+        mapped=mapped,
+        tree=tree,
+        streams=child.Streams(stdio, report, trampoline_fd),
+        joins=dict(zip(data["joins"], rest, strict=True)),
+        outer=outer,
+    )
+    _intermediate(data["plan"], passed, data["program"])
+
+
+def _channel(fd: int) -> Channel:
+    return Channel(_socket.socket(fileno=fd))
+
+
+def _intermediate(plan: Plan, passed: Handed, program: bytes) -> None:
     """The intermediate process; never returns."""
+    status, commands, mapped = passed.status, passed.commands, passed.mapped
+    tree, joins, outer, streams = passed.tree, passed.joins, passed.outer, passed.streams
     try:
         signal.set_wakeup_fd(-1)  # the supervisor's
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from runtime.early import Intermediate
     from runtime.plan import Plan
     from runtime.supervisor import Supervisor
 
@@ -191,7 +192,10 @@ def supervise(
     ours, theirs = pair()
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = os.fork()
+    if transient and _hand_over(container, plan, attachment, program, joins, lock, theirs):
+        pid = -1
+    else:
+        pid = os.fork()
     if pid:
         os.close(lock)
         theirs.close()
@@ -216,6 +220,64 @@ def supervise(
     os._exit(code & 0xFF)
 
 
+def _hand_over(
+    container: state.Container,
+    plan: Plan,
+    attachment: tuple[Channel, int, int, int] | None,
+    program: bytes,
+    joins: dict[str, int],
+    lock: int,
+    first: Channel,
+) -> bool:
+    """Let the supervisor that was forked before do it; False: there is none."""
+    from runtime import early
+
+    fds = [lock, first.fd]
+    if attachment is not None:
+        fds += [attachment[0].fd, *(fd for fd in attachment[1:] if fd >= 0)]
+    data = {
+        "root": container.root,
+        "id": container.id,
+        "plan": plan,
+        "program": program,
+        "attached": attachment is not None,
+        "source": attachment is not None and attachment[1] >= 0,
+        "joins": tuple(joins),
+    }
+    return early.hand_over(data, [*fds, *joins.values()])
+
+
+def supervise_early(data: dict[str, Any], fds: list[int], waiting: Intermediate) -> None:
+    """What a supervisor that was forked before does with what it is handed; never returns."""
+    import _socket
+
+    def channel(fd: int) -> Channel:
+        return Channel(_socket.socket(fileno=fd))
+
+    rest = iter(fds)
+    lock, first = next(rest), channel(next(rest))
+    attachment = None
+    if data["attached"]:
+        words = channel(next(rest))
+        source = next(rest) if data["source"] else -1
+        attachment = (words, source, next(rest), next(rest))
+    joins = dict(zip(data["joins"], rest, strict=True))
+    container = state.Container(data["root"], data["id"])
+    code = 125
+    try:
+        request = prepare.request_of(container)
+        code = _supervise(
+            container, data["plan"], request, attachment, data["program"], joins, lock, first,
+            True, waiting,
+        )  # fmt: skip
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(code & 0xFF)
+
+
 def _supervise(
     container: state.Container,
     plan: Plan,
@@ -226,10 +288,14 @@ def _supervise(
     lock: int,
     first: Channel,
     transient: bool,
+    waiting: Intermediate | None = None,
 ) -> int:
     from runtime.supervisor import Client, become_daemon
 
     keep = {lock, first.fd, *joins.values()}
+    if waiting is not None:
+        keep.add(waiting.channel.fd)
+    early_one = [waiting] if waiting is not None else []
     client = None
     if attachment is not None:
         channel, source, out, err = attachment
@@ -264,6 +330,7 @@ def _supervise(
             joins=dict(joins),
             outer=outer,
             on_pid=on_pid,
+            waiting=early_one.pop() if early_one else None,
         )
         try:
             helper = network.start(plan.network, started.namespaces, container.directory)

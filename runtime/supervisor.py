@@ -707,7 +707,10 @@ class Supervisor:
 
 def become_daemon(keep: set[int], log: str) -> None:
     """Leave the caller's session, directory, and every descriptor but those named."""
-    os.setsid()
+    try:
+        os.setsid()
+    except PermissionError:
+        pass  # it has one already
     os.chdir("/")
     os.umask(0o077)
     calls.set_name(b"pyrun")

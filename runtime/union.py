@@ -22,12 +22,24 @@ if TYPE_CHECKING:
     from runtime.plan import Plan, RootPlan
 
 
-def load() -> None:
-    """Import what serves a union, and put off what it may never need."""
+#: What serves a union, in the order of import; a few of the standard library's first.
+_MODULES = (
+    "re", "typing", "dataclasses", "contextlib", "threading", "unionfs.types", "unionfs.sys.calls",
+    "unionfs.layer", "unionfs.upper", "unionfs.union", "unionfs.ops", "unionfs.options",
+    "unionfs.daemon", "unionfs.engine.wire", "unionfs.engine.direct", "unionfs.engine.mounting",
+)  # fmt: skip
+
+
+def load(enough: Callable[[], bool] = lambda: False) -> None:
+    """Import what serves a union, and put off what it may never need.
+
+    ``enough`` is asked between modules; if it says yes, the rest is left to the next call.
+    """
     put_off("inspect", "json", "shutil", "socket", "subprocess", "traceback")
-    import unionfs.daemon
-    import unionfs.engine.direct
-    import unionfs.engine.mounting  # noqa: F401
+    for name in _MODULES:
+        if enough():
+            return
+        __import__(name)
 
 
 def _words(plan: Plan) -> list[str]:

@@ -155,6 +155,12 @@ def test_the_table_names_what_failed_and_what_is_missing(made: Record) -> None:
     assert "others used 10%" in text
 
 
+def test_a_busy_machine_is_warned_of(made: Record) -> None:
+    assert "warning: the machine was busy" not in "\n".join(table(Figures(made)))
+    made.end["others_cpu_share"] = 0.5
+    assert "warning: the machine was busy" in "\n".join(table(Figures(made)))
+
+
 def test_a_run_that_was_broken_off_says_so(made: Record) -> None:
     made.end = {}
     assert "The run was broken off." in list(table(Figures(made)))

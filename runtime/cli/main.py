@@ -67,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     command = next((word for word in words if not word.startswith("-")), "")
     failed = 125 if command in _AS_ENGINES else 1
+    if words[:1] == ["run"] and not {"--dry-run", "--help"} & set(words):
+        from runtime import early
+
+        early.begin()
     try:
         code = _dispatch(words)
         sys.stdout.flush()
