@@ -60,7 +60,10 @@ class Registry:
         )
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; urllib3 itself leaves that to the garbage collector."""
+        pools = self._pool.pools
+        for key in pools.keys():  # noqa: SIM118  (no plain mapping: it cannot be iterated)
+            pools[key].close()
         self._pool.clear()
 
     def _context(self) -> ssl.SSLContext:
