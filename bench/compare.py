@@ -38,11 +38,13 @@ class Moved:
 
     @property
     def word(self) -> str:
-        """ "slower", "faster", "same", or "noisy" (a difference that the spread does not allow)."""
+        """ "slower", "faster", "same", "noisy" (too much spread) or "unsure" (one round)."""
         if self.change.regression:
             return "slower"
         if self.change.gain:
             return "faster"
+        if min(self.old.n, self.new.n) == 1:
+            return "unsure"
         return "noisy" if self.old.noisy or self.new.noisy else "same"
 
 

@@ -97,5 +97,7 @@ def change(old: Summary, new: Summary, margin: float = 0.05) -> Change:
     """
     factor = new.median / old.median if old.median > 0 else math.nan
     apart = new.low > old.high or new.high < old.low
-    certain = apart and abs(factor - 1) > margin and not (old.noisy or new.noisy)
+    # A single round has no spread: it looks certain and is not.
+    known = min(old.n, new.n) > 1 and not (old.noisy or new.noisy)
+    certain = known and apart and abs(factor - 1) > margin
     return Change(factor, certain)

@@ -57,6 +57,7 @@ missing_packages() {
     command -v fuse-overlayfs >/dev/null || echo fuse-overlayfs
     command -v unshare >/dev/null || echo util-linux
     command -v mount >/dev/null || echo mount
+    command -v git >/dev/null || echo git
     command -v gcc >/dev/null || echo gcc libc6-dev
     command -v pkg-config >/dev/null || echo pkg-config
     pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
@@ -84,7 +85,7 @@ stamp="$("$python" -c 'import sys; print(sys.executable, sys.version)') $(cksum 
 if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
     say "making .venv with $python"
     "$python" -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,pyfuse3]'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,pyfuse3,bench]'
     printf '%s\n' "$stamp" >.venv/stamp
 fi
 PATH=$PWD/.venv/bin:$PATH

@@ -82,6 +82,7 @@ def test_the_geometric_mean_of_a_ratio_and_its_inverse_is_one() -> None:
         (Summary(5, 10, 9, 11), Summary(5, 11.5, 10.9, 12), "neither"),  # ranges touch
         (Summary(5, 10, 10, 10), Summary(5, 10.4, 10.4, 10.4), "neither"),  # within the margin
         (Summary(5, 10, 9.9, 10.1), Summary(5, 30, 20, 40), "neither"),  # the new one is noise
+        (Summary(1, 10, 10, 10), Summary(1, 30, 30, 30), "neither"),  # no spread is known
     ],
 )
 def test_a_change_is_certain_only_beyond_noise(old: Summary, new: Summary, verdict: str) -> None:

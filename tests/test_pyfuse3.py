@@ -672,7 +672,7 @@ def test_a_name_that_cannot_be_read_hides_no_other(place: Place) -> None:
         "        if b'two' in arguments: raise OSError(errno.EIO, 'broken')\n"
         "        return real(self, *arguments)\n"
         "    return find\n"
-        "Union.find, Union.find_listed = broken(Union.find), broken(Union.find_listed)"
+        "Union.find, Union.listed = broken(Union.find), broken(Union.listed)"
     )
     with Foreground(place, patch=patch) as daemon:
         for _ in range(2):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import threading
 
 VOLATILE_GUARD = b"work/incompat/volatile"
+#: As much as one READ may ask for: a message a MiB instead of eight.
+_READ_AHEAD_KIB = 1024
 
 
 class Engine(Protocol):
@@ -185,6 +187,11 @@ class Daemon:
         while not self.engine.ready.wait(0.05):
             if self.engine.done.is_set():
                 self._abandon()
+        if calls.in_initial_user_namespace():
+            from unionfs.engine.mounting import read_ahead
+
+            with contextlib.suppress(OSError):
+                read_ahead(self.options.mountpoint, _READ_AHEAD_KIB)
         if ready is not None:
             os.write(ready, b"1")
             os.close(ready)

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,7 +117,7 @@ class Pyrun:
 
     def clean(self) -> None:
         """Remove every container."""
-        self("rm", "--force", "--all", code=None)
+        self("rm", "--force", "--all")
 
 
 def _libraries(program: str) -> list[str]:
@@ -124,13 +125,32 @@ def _libraries(program: str) -> list[str]:
     return [word for word in said.split() if word.startswith("/")]
 
 
+@contextlib.contextmanager
+def _open_directory() -> Iterator[Path]:
+    """A directory that other users reach; pytest's own are closed to them, at any time anew."""
+    place = Path(tempfile.mkdtemp(prefix="pyrun-test-"))
+    place.chmod(0o755)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In place of pytest's."""
+    with _open_directory() as place:
+        yield place
+
+
 @pytest.fixture(scope="session")
-def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_root() -> Iterator[Path]:
     """A directory tree with a shell and a few programs of the host."""
-    place = tmp_path_factory.mktemp("rootfs")
-    for parent in (place, *place.parents):
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o055)
+    with _open_directory() as place:
+        yield _fill(place)
+
+
+def _fill(place: Path) -> Path:
     for name in ("usr/bin", "etc", "tmp", "proc", "sys", "dev", "root", "home"):
         (place / name).mkdir(parents=True)
     (place / "tmp").chmod(0o1777)
@@ -153,12 +173,16 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def accounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def accounts() -> Iterator[None]:
     """An account with subordinate ids, for this mount namespace only; open devices."""
     if os.geteuid() != 0:
         yield
         return
-    place = tmp_path_factory.mktemp("accounts")
+    with _open_directory() as place:
+        yield from _with_accounts(place)
+
+
+def _with_accounts(place: Path) -> Iterator[None]:
     contents = {
         "/etc/passwd": Path("/etc/passwd").read_text() + f"pyruntest:x:{UID}:{UID}::/tmp:/bin/sh\n",
         "/etc/subuid": "pyruntest:200000:65536\n",
@@ -203,9 +227,6 @@ def make_pyrun(kind: str, place: Path, rootfs: Path) -> Pyrun:
     pyrun = Pyrun(kind, place, rootfs)
     if kind != "root" and os.geteuid() == 0:
         os.chown(place, UID, UID)
-        for parent in place.parents:
-            if parent.stat().st_uid == 0 and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
         seen = subprocess.run(
             [*pyrun.command[:-2], "-c", "import runtime.cli.main"],
             env=pyrun.environment,

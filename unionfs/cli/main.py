@@ -38,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message, f"{self.prog} --help")
 
 
-def make_parser() -> _Parser:
+def make_parser(*, bench: bool = True) -> _Parser:
     """All of ``pyunion``'s commands and options; shell completion is made from it."""
     parser = _Parser(prog="pyunion", description="A union filesystem in user space.")
     parser.add_argument("-V", "--version", action="version", version=f"pyunion {__version__}")
@@ -57,7 +57,7 @@ def make_parser() -> _Parser:
     stat.add_argument("--json", action="store_true", help="print JSON")
     _changes_parsers(commands)
     _setup_parser(commands)
-    _bench_parser(commands)
+    _bench_parser(commands, bench)
     return parser
 
 
@@ -106,10 +106,12 @@ def _setup_parser(commands: argparse._SubParsersAction[_Parser]) -> None:
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
-def _bench_parser(commands: argparse._SubParsersAction[_Parser]) -> None:
-    from bench.arguments import add_arguments
+def _bench_parser(commands: argparse._SubParsersAction[_Parser], options: bool) -> None:
+    parser = commands.add_parser("bench", help="measure unions against each other")
+    if options:
+        from bench.arguments import add_arguments
 
-    add_arguments(commands.add_parser("bench", help="measure unions against each other"))
+        add_arguments(parser)
 
 
 def _mount_arguments(mount: _Parser) -> None:
@@ -260,7 +262,7 @@ def _mount(arguments: argparse.Namespace) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if list(arguments[:1]) != ["mount"]:
-        return make_parser().parse_args(arguments)
+        return make_parser(bench=list(arguments[:1]) == ["bench"]).parse_args(arguments)
     # A subcommand of argparse takes no option between its places; a parser of its own can.
     parser = _Parser(prog="pyunion mount", usage=_MOUNT_USAGE, description=_MOUNT_TEXT)
     _mount_arguments(parser)

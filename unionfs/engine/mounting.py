@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from unionfs.errors import UserError
 from unionfs.sys import calls
+from unionfs.sys.mountinfo import read_mounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,23 @@ def _fusermount(request: MountRequest) -> int:
             raise UserError(f"{program} gave no descriptor")
         os.set_inheritable(fds[0], False)
         return fds[0]
+
+
+def read_ahead(mountpoint: str, kilobytes: int) -> bool:
+    """Let the kernel read ahead by more than INIT may ask for (128 KiB); root only.
+
+    Sets ``read_ahead_kb`` of the mount's own backing device
+    (Documentation/ABI/testing/sysfs-class-bdi). Whether it could be.
+    """
+    here = [mount for mount in read_mounts() if mount.mount_point == os.fsencode(mountpoint)]
+    if not here:
+        return False
+    try:
+        with open(f"/sys/class/bdi/{os.fsdecode(here[-1].device)}/read_ahead_kb", "w") as limit:
+            limit.write(str(kilobytes))
+    except OSError:
+        return False
+    return True
 
 
 def unmount(mountpoint: str, *, lazy: bool) -> None:
