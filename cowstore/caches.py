@@ -6,21 +6,14 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cowstore import digest as digests
 from cowstore.locks import Lock
 
 if TYPE_CHECKING:
     from cowstore.store import Store
 
 
-def chain_of(diff_ids: Sequence[str]) -> str:
-    """What a chain of layers is known by; of no layers, the digest of nothing."""
-    return digests.chain_ids(diff_ids)[-1] if diff_ids else digests.of(b"")
-
-
-def view_path(store: Store, diff_ids: Sequence[str]) -> str:
+def view_path(store: Store, diff_ids: Sequence[str], chain: str) -> str:
     """The index of a chain's merged tree, built if no store has it."""
-    chain = chain_of(diff_ids)
     for holder in store.holders():
         path = holder.layout.view(chain)
         if os.path.exists(path):
@@ -41,14 +34,13 @@ def view_path(store: Store, diff_ids: Sequence[str]) -> str:
     return path
 
 
-def tree_path(store: Store, diff_ids: Sequence[str], flavour: str) -> str:
+def tree_path(store: Store, diff_ids: Sequence[str], chain: str, flavour: str) -> str:
     """The merged tree of a chain as a directory, built if no store has it.
 
     Args:
         flavour: ``plain``, with owners and devices as they are; ``override``, with both in
             ``user.containers.override_stat``.
     """
-    chain = chain_of(diff_ids)
     for holder in store.holders():
         path = holder.layout.tree(chain, flavour)
         if os.path.isdir(path):
@@ -81,10 +73,3 @@ def _once(store: Store, name: str, path: str, make: Callable[[str], None]) -> No
             os.rename(draft, path)
     finally:
         lock.release(remove=True)
-
-
-def default_flavour() -> str:
-    """``plain`` where any owner can be given to a file: as root of the machine."""
-    from unionfs.sys import calls
-
-    return "plain" if os.geteuid() == 0 and calls.in_initial_user_namespace() else "override"

@@ -55,12 +55,13 @@ def bury_session(store: Store, name: str) -> None:
     path = store.layout.path("tmp", name)
     _end_leases(store, name, resumable=os.path.exists(os.path.join(path, RESUME)))
     if os.path.exists(os.path.join(path, JOURNAL)):
-        collect(store)
+        collect(store, ending=name)
     remove_tree(path)
 
 
 def undo_session(store: Store, session: Session) -> None:
     """A session failed: as if it had never been, but for what a pull can go on with."""
+    session.clear()  # first: where the disk is full, even removing needs some room
     _end_leases(store, session.name, resumable=os.path.exists(session.place(RESUME)))
     if os.path.exists(session.place(JOURNAL)):
         collect(store, ending=session.name)
@@ -100,6 +101,20 @@ class _Marked:
     oldest: int
 
 
+@contextlib.contextmanager
+def sweeping(store: Store) -> Iterator[str]:
+    """A session whose journal makes the next command finish what is interrupted in here."""
+    session = Session(store.layout)
+    with open(session.place(JOURNAL), "w", encoding="ascii"):
+        pass
+    try:
+        yield session.name
+    except BaseException:
+        session.abandon()
+        raise
+    session.close()
+
+
 def collect(store: Store, *, resumable: bool = True, ending: str = "") -> Freed:
     """Remove what nothing refers to.
 
@@ -107,6 +122,9 @@ def collect(store: Store, *, resumable: bool = True, ending: str = "") -> Freed:
         resumable: keep layers of interrupted pulls, so that they can go on.
         ending: a session that lives, but has given up what it made.
     """
+    if not ending:
+        with sweeping(store) as name:
+            return collect(store, resumable=resumable, ending=name)
     freed = Freed()
     started = time.time_ns()
     with store.database.write() as db:
@@ -141,11 +159,11 @@ def _mark(db: sqlite3.Connection, living: dict[str, int], resumable: bool) -> _M
         chain = json.loads(listed)
         layers.update(chain)
         blobs.update(json.loads(kept))
-        chains.update(digests.chain_ids(chain)[-1:])
+        chains.add(digests.chain_of(chain))
     for (listed,) in db.execute("SELECT layers FROM snapshots").fetchall():
         chain = json.loads(listed)
         layers.update(chain)
-        chains.update(digests.chain_ids(chain)[-1:])
+        chains.add(digests.chain_of(chain))
     for kind, ref in db.execute("SELECT kind, ref FROM leases").fetchall():
         if kind == "layer":
             layers.add(ref)
@@ -275,25 +293,30 @@ def empty_trash(store: Store) -> None:
 
 def remove_image(store: Store, name: str, *, force: bool) -> list[str]:
     """See ``Store.remove``."""
-    from cowstore.store import _candidates
-
-    said = []
-    with store.database.write() as db:
-        for candidate in _candidates(name):
-            row = db.execute("SELECT image FROM names WHERE name=?", (candidate,)).fetchone()
-            if row is not None:
-                db.execute("DELETE FROM names WHERE name=?", (candidate,))
-                said.append(f"untagged {candidate}")
-                image = row[0]
-                left = db.execute("SELECT 1 FROM names WHERE image=?", (image,)).fetchone()
-                if left is None and not _in_use(db, image):
-                    db.execute("DELETE FROM images WHERE id=?", (image,))
-                    said.append(f"deleted {image}")
-                break
-        else:
-            said += _remove_by_id(store, db, name, force)
-    collect(store)
+    with sweeping(store) as session:
+        with store.database.write() as db:
+            said = _untag(db, name) or _remove_by_id(store, db, name, force)
+        collect(store, ending=session)
     return said
+
+
+def _untag(db: sqlite3.Connection, name: str) -> list[str]:
+    """Take a name away, and the image if it was the last; nothing if there is no such name."""
+    from cowstore.store import candidates
+
+    for candidate in candidates(name):
+        row = db.execute("SELECT image FROM names WHERE name=?", (candidate,)).fetchone()
+        if row is None:
+            continue
+        db.execute("DELETE FROM names WHERE name=?", (candidate,))
+        said = [f"untagged {candidate}"]
+        image = row[0]
+        left = db.execute("SELECT 1 FROM names WHERE image=?", (image,)).fetchone()
+        if left is None and not _in_use(db, image):
+            db.execute("DELETE FROM images WHERE id=?", (image,))
+            said.append(f"deleted {image}")
+        return said
+    return []
 
 
 def _in_use(db: sqlite3.Connection, image: str) -> bool:
@@ -322,19 +345,25 @@ def _remove_by_id(store: Store, db: sqlite3.Connection, name: str, force: bool) 
 def prune(store: Store) -> tuple[list[str], Freed]:
     """Remove images without a name that nothing uses, then collect; (their ids, what it freed)."""
     gone = []
-    with store.database.write() as db:
-        rows = db.execute(
-            "SELECT id FROM images WHERE id NOT IN (SELECT image FROM names)"
-            " AND id NOT IN (SELECT image FROM snapshots)"
-            " AND id NOT IN (SELECT ref FROM leases WHERE kind='image')"
-        ).fetchall()
-        for (image,) in rows:
-            db.execute("DELETE FROM images WHERE id=?", (image,))
-            gone.append(image)
+    with sweeping(store) as session:
+        with store.database.write() as db:
+            rows = db.execute(
+                "SELECT id FROM images WHERE id NOT IN (SELECT image FROM names)"
+                " AND id NOT IN (SELECT image FROM snapshots)"
+                " AND id NOT IN (SELECT ref FROM leases WHERE kind='image')"
+            ).fetchall()
+            for (image,) in rows:
+                db.execute("DELETE FROM images WHERE id=?", (image,))
+                gone.append(image)
+        _drop_partials(store)
+        return gone, collect(store, resumable=False, ending=session)
+
+
+def _drop_partials(store: Store) -> None:
+    """Remove beginnings of blobs that nobody is just fetching."""
     for name in os.listdir(store.layout.path("partial")):
         lock = Lock.acquire(store.layout.path("locks", f"partial-{name}"), wait=False)
         if lock is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(store.layout.path("partial", name))
             lock.release(remove=True)
-    return gone, collect(store, resumable=False)

@@ -56,19 +56,19 @@ def commit(store: Store, snapshot: Snapshot, name: str | None, options: CommitOp
             *(oci.Descriptor(oci.OCI_LAYER, b.diff_id, b.archive_size) for b in new),
         ]
         image = _record(store, session, parent, config, layers, new, target, options)
-    return store.resolve(image)
+    return store.made_ready(image)
 
 
 def _bases(snapshot: Snapshot) -> list[str]:
     """Uppers that were frozen by clones, the topmost first."""
-    return [str(path) for path in snapshot.lowers.paths if path.parent.parent.name == "snapshots"]
+    return [path for path in snapshot.lowers.places if path.split("/")[-3] == "snapshots"]
 
 
 def _root_of(store: Store, parent: Image) -> Entry:
     from cowstore.caches import view_path
     from cowstore.view import View
 
-    view = View(view_path(store, parent.layers))
+    view = View(view_path(store, parent.layers, parent.chain))
     try:
         return view.root_entry()
     finally:
@@ -121,7 +121,7 @@ def _record(
     options: CommitOptions,
 ) -> str:
     data = oci.dumps(config)
-    manifest = oci.new_manifest(data, layers, options.annotations or None)
+    manifest = oci.new_manifest(data, layers, dict(options.annotations))
     document = oci.parse_manifest(manifest)
     write_blob(store.layout, session, document.digest, manifest)
     write_blob(store.layout, session, document.config.digest, data)

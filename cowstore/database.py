@@ -11,7 +11,8 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from threading import RLock
 from typing import Any, Final
 
 from cowstore.errors import Damaged, StoreError
@@ -27,13 +28,14 @@ CREATE TABLE blobs (
 CREATE INDEX blobs_of_layer ON blobs (diff_id);
 CREATE TABLE images (
     id TEXT PRIMARY KEY, config_digest TEXT NOT NULL, media_type TEXT NOT NULL,
-    layers TEXT NOT NULL, blobs TEXT NOT NULL, content INTEGER NOT NULL,
-    created_at REAL NOT NULL) WITHOUT ROWID;
+    layers TEXT NOT NULL, chain TEXT NOT NULL, blobs TEXT NOT NULL, content INTEGER NOT NULL,
+    created_at REAL NOT NULL, artifact INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE names (
     name TEXT PRIMARY KEY, image TEXT NOT NULL, index_digest TEXT) WITHOUT ROWID;
 CREATE INDEX names_of_image ON names (image);
 CREATE TABLE snapshots (
-    id TEXT PRIMARY KEY, image TEXT NOT NULL, layers TEXT NOT NULL, bases TEXT NOT NULL,
+    id TEXT PRIMARY KEY, image TEXT NOT NULL, layers TEXT NOT NULL, chain TEXT NOT NULL,
+    bases TEXT NOT NULL,
     parent TEXT NOT NULL, created_at REAL NOT NULL, place TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE cache (
     parent TEXT NOT NULL, key TEXT NOT NULL, image TEXT NOT NULL,
@@ -102,6 +104,7 @@ class Database:
         self.layout = layout
         self._durable = durable
         self._db: sqlite3.Connection | None = None
+        self._lock = RLock()
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -126,20 +129,22 @@ class Database:
         if self.layout.read_only:
             raise StoreError(f"{self.layout.root}: this store is read-only")
         try:
-            self.db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self.db
-            except BaseException:
-                self.db.execute("ROLLBACK")
-                raise
-            self.db.execute("COMMIT")
+            with self._lock:  # one connection, several threads that bring layers in
+                self.db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self.db
+                except BaseException:
+                    self.db.execute("ROLLBACK")
+                    raise
+                self.db.execute("COMMIT")
         except sqlite3.Error as error:
             raise _told(error, self.layout.path("store.db")) from None
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of a query."""
         try:
-            return self.db.execute(query, values).fetchall()
+            with self._lock:
+                return self.db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise _told(error, self.layout.path("store.db")) from None
 
@@ -221,20 +226,26 @@ def add_image(
     image: str,
     config_digest: str,
     media_type: str,
-    layers: Iterable[str],
+    layers: Sequence[str],
     blobs: Iterable[str],
     content: int,
+    *,
+    artifact: bool = False,
 ) -> None:
     """Record an image whose layers and blobs are recorded."""
+    from cowstore.digest import chain_of
+
     db.execute(
-        "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             image,
             config_digest,
             media_type,
             json.dumps(list(layers)),
+            chain_of(layers),
             json.dumps(sorted(set(blobs))),
             content,
             time.time(),
+            int(artifact),
         ),
     )

@@ -7,7 +7,7 @@ in use has it; it is refused like anything unknown.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cowstore.errors import Refused
 
@@ -40,6 +40,11 @@ def of(data: bytes) -> str:
     from hashlib import sha256
 
     return "sha256:" + sha256(data).hexdigest()
+
+
+def chain_of(diff_ids: Sequence[str]) -> str:
+    """What a chain is known by: its last chain id; of no layers, the digest of nothing."""
+    return chain_ids(diff_ids)[-1] if diff_ids else of(b"")
 
 
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from cowstore import caches
+from cowstore import digest as digests
 from cowstore.codec import read_chunks
 from cowstore.collect import living_sessions
 from cowstore.errors import Damaged, StoreError
@@ -290,7 +290,7 @@ class Checker:
         for table in ("images", "snapshots"):
             for (listed,) in database.rows(f"SELECT layers FROM {table}"):
                 layers = json.loads(listed)
-                found[caches.chain_of(layers)] = layers
+                found[digests.chain_of(layers)] = layers
         return found
 
     def _caches(self) -> Iterator[Finding]:
@@ -310,7 +310,7 @@ class Checker:
                     if text is not None:
                         yield Finding("view-damaged", name, text)
                 elif self.full:
-                    text = tree_problem(self.store, path, name, layers)
+                    text = tree_problem(self.store, path, name, layers, self.bad_objects)
                     if text is not None:
                         yield Finding("tree-damaged", name, text)
 

@@ -40,23 +40,29 @@ def view_problem(
         return None if file.read() == expected else "not what its layers make"
 
 
-def tree_problem(store: Store, path: str, name: str, layers: list[str]) -> str | None:
-    """The first difference between a tree and its layers; None: there is none."""
+def tree_problem(
+    store: Store, path: str, name: str, layers: list[str], bad: set[str]
+) -> str | None:
+    """The first difference between a tree and its layers; None: there is none.
+
+    Files whose object is among the ``bad`` are compared in all but their content.
+    """
     try:
         root = store.merged(layers)
     except StoreError:
         return None
     top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _Walk(store, name.endswith(".override"), top).directory(top, root, b"")
+        return _Walk(store, name.endswith(".override"), bad).directory(top, root, b"")
     finally:
         os.close(top)
 
 
 class _Walk:
-    def __init__(self, store: Store, override: bool, top: int) -> None:
+    def __init__(self, store: Store, override: bool, bad: set[str]) -> None:
         self._store = store
         self._override = override
+        self._bad = bad
         self._groups: dict[int, int] = {}
 
     def directory(self, fd: int, node: Node, path: bytes) -> str | None:
@@ -105,7 +111,9 @@ class _Walk:
         if entry.kind == stat.S_IFREG:
             if st.st_size != entry.size:
                 return "of another size"
-            if entry.object and not self._same(fd, name, node):
+            if entry.object in self._bad or not entry.object:
+                return None
+            if not self._same(fd, name, node):
                 return "of another content"
         return None
 

@@ -74,6 +74,7 @@ def import_found(
         add_image(
             db, image, document.config.digest, document.media_type,
             [layer.diff_id for layer in brought], blobs, content,
+            artifact=not document.is_image,
         )  # fmt: skip
         for name in names:
             set_name(db, name, image, index_digest)

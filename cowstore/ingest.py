@@ -93,6 +93,12 @@ class BlobFeed:
             self._progress(self.count)
         return chunk
 
+    def close(self) -> None:
+        """Let go of where the chunks come from, read to the end or not."""
+        close = getattr(self._chunks, "close", None)
+        if close is not None:
+            close()
+
     def finish(self) -> str:
         """Read to the end and check; the digest."""
         for _ in self:

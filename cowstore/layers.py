@@ -129,10 +129,10 @@ class Layers:
         wanted = self.policy.blobs != "drop" and source.digest is not None
         if wanted and not source.spool:
             fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+        feed = BlobFeed(
+            source.open(), digest=source.digest, size=source.size, copy=fd, progress=progress
+        )
         try:
-            feed = BlobFeed(
-                source.open(), digest=source.digest, size=source.size, copy=fd, progress=progress
-            )
             try:
                 taken = ingest(stager, feed, self.policy.limits, diff_id=source.diff_id)
             except Refused:
@@ -147,6 +147,7 @@ class Layers:
                         self._commit(session, stager, taken, source, blob)
             _unlink(copy)
         finally:
+            feed.close()
             stager.close()
             if fd >= 0:
                 os.close(fd)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from pathlib import Path
 from typing import Final
 
 from cowstore.errors import StoreError
@@ -27,9 +26,20 @@ _DIRECTORIES: Final = (
 FANOUT: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
+def owns_all() -> bool:
+    """Whether any owner can be given to a file: as root, in no user namespace of our own."""
+    if os.geteuid():
+        return False
+    try:
+        with open("/proc/self/uid_map", "rb") as uid_map:
+            return uid_map.read().split() == [b"0", b"0", b"4294967295"]
+    except OSError:
+        return True
+
+
 def default_root() -> str:
-    """Where this user's store is if nothing is said."""
-    if os.geteuid() == 0:
+    """Where this user's store is if nothing is said; root of a user namespace is a user."""
+    if owns_all():
         return "/var/lib/pyunion/store"
     home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return os.path.join(home, "pyunion/store")
@@ -120,7 +130,8 @@ class Layout:
                 os.mkdir(self.path("objects", char), 0o700)
         # Last: a store without it is not begun yet, and making it again changes nothing.
         draft = self.path(f"tmp/format.{os.getpid()}")
-        Path(draft).write_bytes(FORMAT)
+        with open(draft, "wb") as file:
+            file.write(FORMAT)
         os.rename(draft, self.path("format"))
 
 

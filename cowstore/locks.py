@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -99,7 +98,7 @@ class Session:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.name = f"{boot_id()[:8]}-{secrets.token_hex(6)}"
+        self.name = f"{boot_id()[:8]}-{os.urandom(6).hex()}"
         self.path = layout.path("tmp", self.name)
         # The sweeper holds this one: it must not see a session between mkdir and its lock.
         gate = Lock.acquire(layout.path("locks", "sessions"), shared=True)
@@ -113,6 +112,19 @@ class Session:
     def place(self, *parts: str) -> str:
         """A path in the staging directory."""
         return os.path.join(self.path, *parts)
+
+    def clear(self) -> None:
+        """Remove what is staged; the journal stays."""
+        for name in os.listdir(self.path):
+            path = self.place(name)
+            if os.path.isdir(path):
+                remove_tree(path)
+            elif name not in ("lock", "resume", JOURNAL):
+                os.unlink(path)
+
+    def abandon(self) -> None:
+        """Let go and leave everything to the next command's sweep."""
+        self._lock.release()
 
     def close(self) -> None:
         """Remove what is left and let go."""

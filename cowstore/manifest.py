@@ -45,6 +45,7 @@ MAGIC: Final = b"COWLAYR1"
 NAME_BYTES: Final = 23
 #: ``kind`` of a hard link; other kinds are S_IFMT bits.
 LINK: Final = 1
+_TOGETHER: Final = 256 << 10
 
 _HEADER = struct.Struct("<8s32s32sQQIIQQQQ")
 _ENTRY = struct.Struct("<IHIIqIQIIiIQHHII")
@@ -106,17 +107,22 @@ class Skeleton:
     def __init__(self) -> None:
         self._zlib = zlib.compressobj(1)
         self._parts: list[bytes] = []
+        self._waiting: list[bytes] = []
+        self._due = _TOGETHER
         self.size = 0
 
     def add(self, raw: bytes) -> None:
         """Bytes that stand before the next content."""
         self.size += len(raw)
-        packed = self._zlib.compress(raw)
-        if packed:
-            self._parts.append(packed)
+        self._waiting.append(raw)
+        if self.size >= self._due:  # one call for many headers
+            self._due = self.size + _TOGETHER
+            self._parts.append(self._zlib.compress(b"".join(self._waiting)))
+            self._waiting.clear()
 
     def finish(self) -> bytes:
         """The section."""
+        self._parts.append(self._zlib.compress(b"".join(self._waiting)))
         self._parts.append(self._zlib.flush())
         return b"".join(self._parts)
 

@@ -93,9 +93,14 @@ def _mount(
         told = [*what.options, *words]
     else:
         below, name = store.lowers(what), (what.names or (what.short_id,))[0]
-        listed = ":".join(escaped(path) for path in below.paths)
+        listed = ":".join(map(escaped, below.places))
         told = [f"lowerdir={listed}", *below.options, *words]
     options = mount_options.build(told, lowers=[], upper=None, work=None, mountpoint=mountpoint)
+    if below.view:
+        from cowstore.viewlayer import opener, roots_of
+
+        union = replace(options.union, open_layer=opener(roots_of(store)))
+        options = replace(options, union=union)
     if options.unknown:
         raise StoreError(f"unknown option: {', '.join(options.unknown)}", "man pyunion-mount")
     options = replace(

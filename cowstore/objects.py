@@ -226,7 +226,7 @@ class Stager:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(draft, flags, 0o444, dir_fd=self._stage)
         try:
-            if not calls.ficlone(fd, source):
+            if not share_blocks(source, fd):
                 copy_range(source, fd, size)
             return self._settle(content_name(fd, size, ()), fd, draft, size, ())
         finally:
@@ -369,6 +369,11 @@ def same_content(one: int, two: int, size: int, extents: Extents) -> bool:
             offset += len(data)
             length -= len(data)
     return True
+
+
+def share_blocks(source: int, target: int) -> bool:
+    """Make ``target`` a reflink of ``source``; False where they cannot be (FICLONE)."""
+    return calls.ficlone(target, source, (os.fstat(source).st_dev, os.fstat(target).st_dev))
 
 
 def copy_range(source: int, target: int, size: int) -> None:

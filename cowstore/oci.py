@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cowstore import digest as digests
-from cowstore.errors import NotFound, Refused
+from cowstore.errors import Damaged, NotFound, Refused
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
@@ -152,6 +152,21 @@ def diff_ids(config: dict[str, Any], layers: int) -> list[str]:
     if not isinstance(found, list) or len(found) != layers:
         raise Refused("the configuration's diff ids do not match the manifest's layers")
     return [digests.check(item, "a diff id") for item in found]
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """An image's configuration from where the store keeps it; empty if that is nowhere.
+
+    Raises:
+        Damaged: it is gone, or no JSON any more.
+    """
+    if not path:
+        return {}
+    try:
+        with open(path, "rb") as file:
+            return loads(file.read(_MAX_CONFIG), "the configuration")
+    except (OSError, Refused):
+        raise Damaged(f"the configuration {path} is damaged", "cowstore fsck --repair") from None
 
 
 _MACHINES: Final = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -119,6 +120,8 @@ def _remote(source: str, digest: str, insecure: bool) -> Iterator[bytes]:
         yield from registry.blob(repository, digest)[1]
     except Lost as error:
         raise StoreError(str(error)) from None
+    finally:
+        registry.close()
 
 
 def _mend_layer(store: Store, diff_id: str, insecure: bool) -> str:
@@ -181,9 +184,9 @@ def _fetch_blob(store: Store, digest: str, source: str, insecure: bool) -> bool:
     with contextlib.suppress(StoreError), store.session() as session:
         draft = session.place("blob")
         host, _, repository = source.removeprefix("docker://").partition("/")
-        registry = Registry(host, insecure=insecure)
         if _is_document(store, digest):
-            data, _ = registry.manifest(repository, digest)
+            with closing(Registry(host, insecure=insecure)) as registry:
+                data, _ = registry.manifest(repository, digest)
             with open(draft, "wb") as file:
                 file.write(data)
             if digests.of(data) != digest:

@@ -58,7 +58,7 @@ def _inspect_snapshot(snapshot: Snapshot) -> dict[str, Any]:
         "parent": snapshot.parent,
         "upper": str(snapshot.upper),
         "work": str(snapshot.work),
-        "lowers": [str(path) for path in snapshot.lowers.paths],
+        "lowers": snapshot.lowers.places,
         "options": list(snapshot.options),
         "created_at": snapshot.created_at,
     }
@@ -237,7 +237,7 @@ class _tree_of(dict[bytes, tuple[Any, ...]]):
             snapshot = store.snapshot(name)
         except NotFound:
             image = store.resolve(name)
-            self._view = View(view_path(store, image.layers))
+            self._view = View(view_path(store, image.layers, image.chain))
             self._from_view(self._view)
         else:
             self._from_snapshot(store, snapshot)

@@ -79,7 +79,7 @@ def is_skipped(path: bytes) -> bool:
 
 def check_name(path: bytes, kind: int) -> None:
     """Reserved names: ``.wh.`` marks deletions and can mark nothing else."""
-    if WH_PREFIX not in path:
+    if WH_PREFIX not in path or is_skipped(path):
         return
     above, _, name = path.rpartition(b"/")
     if any(part.startswith(WH_PREFIX) for part in above.split(b"/")):

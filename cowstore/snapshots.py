@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import sqlite3
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cowstore.errors import NotFound, StoreError
+from cowstore.layout import owns_all
 from cowstore.locks import JOURNAL, check_snapshot_free
 from cowstore.types import Image, Lowers, Snapshot
 
@@ -25,37 +25,26 @@ if TYPE_CHECKING:
     from cowstore.store import Store
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_COLUMNS = "id, image, layers, bases, parent, created_at, place"
+_COLUMNS = "id, image, layers, chain, bases, parent, created_at, place"
 #: What a union over any image is told: an upper then never refers to what lies beneath it,
 #: and a commit reads nothing else.
 _OPTIONS = ("redirect_dir=copy",)
-#: Whether unions lie on views; else on trees.
-VIEWS = False
 
 
 def lowers(store: Store, image: Image, *, view: bool) -> Lowers:
     """See ``Store.lowers``."""
-    return _lowers_of(store, list(image.layers), view=view)
+    return _lowers_of(store, image.layers, image.chain, view=view)
 
 
-def _lowers_of(store: Store, layers: list[str], *, view: bool) -> Lowers:
+def _lowers_of(store: Store, layers: Sequence[str], chain: str, *, view: bool) -> Lowers:
     from cowstore import caches
 
+    all_owners = owns_all()
+    words = _OPTIONS if all_owners else (*_OPTIONS, "xattr_permissions=2")
     if view:
-        path = caches.view_path(store, layers)
-        owners = () if os.geteuid() == 0 and _all_owners() else ("xattr_permissions=2",)
-        return Lowers((Path(path),), (*_OPTIONS, *owners), True)
-    flavour = caches.default_flavour()
-    path = caches.tree_path(store, layers, flavour)
-    words = ("xattr_permissions=2",) if flavour == "override" else ()
-    return Lowers((Path(path),), (*_OPTIONS, *words), False)
-
-
-def _all_owners() -> bool:
-    """Whether files can be given to anybody: in the initial user namespace, as root."""
-    from unionfs.sys import calls
-
-    return calls.in_initial_user_namespace()
+        return Lowers((caches.view_path(store, layers, chain),), words, True)
+    flavour = "plain" if all_owners else "override"
+    return Lowers((caches.tree_path(store, layers, chain, flavour),), words, False)
 
 
 def check_id(text: str) -> str:
@@ -73,25 +62,24 @@ def check_id(text: str) -> str:
 
 def create(store: Store, image: Image, id: str | None, *, parent: str = "") -> Snapshot:
     """See ``Store.snapshot_create``."""
-    name = check_id(id) if id is not None else secrets.token_hex(6)
-    below = lowers(store, image, view=VIEWS)
-    place, made = _insert(store, name, image.id, list(image.layers), parent)
+    name = check_id(id) if id is not None else os.urandom(6).hex()
+    below = lowers(store, image, view=True)
+    place, made = _insert(store, name, image, parent)
     return _snapshot(store, name, image.id, [], parent, made, place, below)
 
 
-def _insert(
-    store: Store, name: str, image: str, layers: list[str], parent: str
-) -> tuple[str, float]:
+def _insert(store: Store, name: str, image: Image, parent: str) -> tuple[str, float]:
     """The row and the directories; (place, time)."""
     now = time.time()
     with store.database.write() as db:
         if db.execute("SELECT 1 FROM snapshots WHERE id=?", (name,)).fetchone():
             raise StoreError(f"there is a snapshot {name} already", "choose another --id")
-        if not db.execute("SELECT 1 FROM images WHERE id=?", (image,)).fetchone():
+        if not db.execute("SELECT 1 FROM images WHERE id=?", (image.id,)).fetchone():
             # In a store that is only read: its layers cannot vanish from here.
-            store.resolve(image)
+            store.resolve(image.id)
         place = _new_place(store, name)
-        _add_row(db, name, image, json.dumps(layers), [], parent, now, place)
+        chain = (json.dumps(image.layers), image.chain)
+        _add_row(db, name, image.id, chain, [], parent, now, place)
     return place, now
 
 
@@ -99,15 +87,15 @@ def _add_row(
     db: sqlite3.Connection,
     name: str,
     image: str,
-    layers: str,
+    chain: tuple[str, str],
     bases: list[str],
     parent: str,
     now: float,
     place: str,
 ) -> None:
     db.execute(
-        "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (name, image, layers, json.dumps(bases), parent, now, place),
+        "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (name, image, *chain, json.dumps(bases), parent, now, place),
     )
 
 
@@ -115,7 +103,7 @@ def _new_place(store: Store, name: str) -> str:
     """Make the directories of a snapshot; called in the transaction that records them."""
     place = name
     if os.path.lexists(store.layout.snapshot(place)):
-        place = f"{name}~{secrets.token_hex(4)}"  # an older one of that name is a base now
+        place = f"{name}~{os.urandom(4).hex()}"  # an older one of that name is a base now
     _make_directories(store.layout.snapshot(place))
     return place
 
@@ -138,16 +126,15 @@ def _snapshot(
     place: str,
     below: Lowers,
 ) -> Snapshot:
-    path = Path(store.layout.snapshot(place))
     if bases:
-        frozen = tuple(Path(store.layout.snapshot(base)) / "upper" for base in bases)
-        below = Lowers((*frozen, *below.paths), below.options, below.view)
-    return Snapshot(name, image, path / "upper", path / "work", below, parent, created_at)
+        frozen = tuple(f"{store.layout.snapshot(base)}/upper" for base in bases)
+        below = Lowers((*frozen, *below.places), below.options, below.view)
+    return Snapshot(name, image, store.layout.snapshot(place), below, parent, created_at)
 
 
 def _from_row(store: Store, row: tuple[Any, ...]) -> Snapshot:
-    name, image, layers, bases, parent, created_at, place = row
-    below = _lowers_of(store, json.loads(layers), view=VIEWS)
+    name, image, layers, chain, bases, parent, created_at, place = row
+    below = _lowers_of(store, json.loads(layers), chain, view=True)
     return _snapshot(store, name, image, json.loads(bases), parent, created_at, place, below)
 
 
@@ -178,18 +165,19 @@ def all_snapshots(store: Store) -> list[Snapshot]:
 
 def clone(store: Store, id: str, new: str | None) -> Snapshot:
     """See ``Store.snapshot_clone``."""
-    name = check_id(new) if new is not None else secrets.token_hex(6)
+    name = check_id(new) if new is not None else os.urandom(6).hex()
     original = find(store, id)
     with check_snapshot_free(store.layout, original.id) as lock:
         with store.database.write() as db:
             row = db.execute(
-                "SELECT image, layers, bases, place FROM snapshots WHERE id=?", (original.id,)
+                "SELECT image, layers, chain, bases, place FROM snapshots WHERE id=?",
+                (original.id,),
             ).fetchone()
             if row is None:
                 raise NotFound(f"no snapshot is called {id}", "cowstore snapshot list")
             if db.execute("SELECT 1 FROM snapshots WHERE id=?", (name,)).fetchone():
                 raise StoreError(f"there is a snapshot {name} already", "choose another --id")
-            image, layers, listed, place = row
+            image, layers, chain, listed, place = row
             bases = json.loads(listed)
             if os.listdir(store.layout.path("snapshots", place, "upper")):
                 bases = [place, *bases]
@@ -201,7 +189,7 @@ def clone(store: Store, id: str, new: str | None) -> Snapshot:
                 )
             mine = _new_place(store, name)
             _same_root(store, place, mine)
-            _add_row(db, name, image, layers, bases, original.id, time.time(), mine)
+            _add_row(db, name, image, (layers, chain), bases, original.id, time.time(), mine)
         lock.release(remove=True)
     return find(store, name)
 

@@ -103,21 +103,22 @@ class Store:
             raise StoreError(f"{self.layout.root}: this store is read-only")
         session = Session(self.layout)
         try:
-            try:
-                yield session
-            except BaseException:
-                from cowstore.collect import undo_session
-
-                undo_session(self, session)
-                raise
+            yield session
             self.database.end_leases(session.name)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and error.filename is None:
-                raise
-            where = os.fsdecode(error.filename) if error.filename else self.layout.root
-            raise StoreError(f"{where}: {error.strerror or error}") from error
-        finally:
-            session.close()
+        except BaseException as error:
+            from cowstore.collect import undo_session
+
+            try:
+                undo_session(self, session)
+            except (OSError, StoreError):
+                session.abandon()
+            else:
+                session.close()
+            if isinstance(error, OSError) and error.errno is not None:
+                where = os.fsdecode(error.filename) if error.filename else self.layout.root
+                raise StoreError(f"{where}: {error.strerror}") from error
+            raise
+        session.close()
 
     @property
     def layers(self) -> Layers:
@@ -161,7 +162,7 @@ class Store:
         raise NotFound(f"no image is called {name}", "cowstore images")
 
     def _resolve_here(self, name: str) -> Image | None:
-        for candidate in _candidates(name):
+        for candidate in candidates(name):
             row = self.database.row("SELECT image FROM names WHERE name=?", candidate)
             if row is not None:
                 return self._image_by_id(row[0])
@@ -186,20 +187,17 @@ class Store:
         return self._image(row, [name for (name,) in names])
 
     def _image(self, row: tuple[Any, ...], names: list[str]) -> Image:
-        image, config_digest, media_type, layers, content, created_at = row
-        config = {}
-        if media_type != "artifact":
-            with contextlib.suppress(ValueError):
-                config = json.loads(self.blob(config_digest))
+        image, config_digest, media_type, layers, chain, content, created_at, artifact = row
         return Image(
             image,
             config_digest,
             media_type,
-            config if isinstance(config, dict) else {},
             tuple(json.loads(layers)),
+            chain,
             tuple(sorted(names)),
             content,
             created_at,
+            "" if artifact else self.layout.blob(config_digest),
         )
 
     def layer_list(self) -> list[Layer]:
@@ -289,7 +287,14 @@ class Store:
                     names = [fallback]
                 image = import_found(self, session, item, names, progress)
                 first = first or image
-        return self.resolve(first)
+        return self.made_ready(first)
+
+    def made_ready(self, image: str) -> Image:
+        """An image that just came in, its view built: whoever starts it is in a hurry."""
+        found = self.resolve(image)
+        if found.layers:
+            self.lowers(found)
+        return found
 
     def pull(
         self,
@@ -356,7 +361,7 @@ class Store:
 
     # -- unions --------------------------------------------------------------------------------
 
-    def lowers(self, image: Image | str, *, view: bool = False) -> Lowers:
+    def lowers(self, image: Image | str, *, view: bool = True) -> Lowers:
         """What a union of an image lies on: its view, or a directory tree; made if need be."""
         from cowstore.snapshots import lowers
 
@@ -417,10 +422,10 @@ class Store:
         return mount(self, what, mountpoint, options)
 
 
-_IMAGE = "id, config_digest, media_type, layers, content, created_at"
+_IMAGE = "id, config_digest, media_type, layers, chain, content, created_at, artifact"
 
 
-def _candidates(name: str) -> list[str]:
+def candidates(name: str) -> list[str]:
     """The names that a short one may stand for, the most likely first."""
     tagged = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
     return list(

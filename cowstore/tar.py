@@ -117,19 +117,24 @@ def number(field: bytes) -> int:
     Raises:
         Refused: neither.
     """
+    text = field.strip(b" \0")
+    if text.isdigit():  # hot path: nearly every field
+        try:
+            return int(text, 8)
+        except ValueError:
+            raise Refused(f"a tar header's number is malformed: {field!r}") from None
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         bits = len(field) * 8
         if field[0] & 0x40:  # negative: two's complement, the marker bit being the sign
             return value - (1 << bits)
         return value & ((1 << (bits - 1)) - 1)
-    text = field.strip(b" \0").split(b"\0")[0]
+    text = text.partition(b"\0")[0].rstrip(b" ")
     if not text:
         return 0
-    try:
+    if text.isdigit() and not set(text) & set(b"89"):
         return int(text, 8)
-    except ValueError:
-        raise Refused(f"a tar header's number is malformed: {field!r}") from None
+    raise Refused(f"a tar header's number is malformed: {field!r}")
 
 
 def _decimal(text: bytes, what: str) -> int:
@@ -267,8 +272,8 @@ class TarReader:
 
     @staticmethod
     def _check(block: bytes, field: bytes) -> None:
-        total = sum(block) - sum(field) + 256
         stored = number(field)
+        total = sum(block) - sum(field) + 256
         if total == stored:
             return
         signed = total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])

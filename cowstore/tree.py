@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cowstore.errors import Damaged, StoreError
 from cowstore.manifest import Entry
 from cowstore.merge import Node
-from cowstore.objects import copy_range
+from cowstore.objects import copy_range, share_blocks
 from unionfs import formats
 from unionfs.sys import calls
 
@@ -42,7 +42,7 @@ def build_tree(store: Store, root: Node, path: str, *, override: bool) -> None:
         builder.fill(builder.top, root)
         builder.finish_dir(builder.top, root.entry)
     finally:
-        os.close(builder.top)
+        builder.close()
 
 
 class _TreeBuilder:
@@ -54,7 +54,10 @@ class _TreeBuilder:
         self.top = os.open(path, _DIR_FLAGS)
         self.override = override
         self.links: dict[int, bytes] = {}
-        self.reflink = True
+
+    def close(self) -> None:
+        for fd in (self.top, *self.objects):
+            os.close(fd)
 
     def fill(self, fd: int, node: Node, path: bytes = b"") -> None:
         """Everything in a directory; its own attributes come last, when it is full."""
@@ -101,8 +104,7 @@ class _TreeBuilder:
                 return
             source = self.open_object(entry.object)
             try:
-                self.reflink = self.reflink and calls.ficlone(target, source)
-                if not self.reflink:
+                if not share_blocks(source, target):
                     _copy(source, target, entry)
             finally:
                 os.close(source)

@@ -8,16 +8,16 @@ specification writes them, or seconds since 1970 where a name ends in ``_at``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: Called while bytes move: (what, done, total); total is 0 where it is not known.
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """One layer of the store.
 
     Attributes:
@@ -33,34 +33,46 @@ class Layer:
     entries: int
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """One image: a manifest, its configuration, and its layers.
 
     Attributes:
         id: digest of the manifest; what names point to.
         config_digest: digest of the configuration (docker's and podman's "image ID").
         media_type: of the manifest.
-        config: the configuration as parsed JSON (image-spec config.md); empty for an artifact.
         layers: diff ids, the lowest first.
+        chain: chain id of the topmost layer.
         names: the names that point here, sorted.
         size: bytes of the files in all layers.
         created_at: when it came into the store.
+        config_path: where the configuration is kept.
     """
 
     id: str
     config_digest: str
     media_type: str
-    config: dict[str, Any]
     layers: tuple[str, ...]
+    chain: str
     names: tuple[str, ...] = ()
     size: int = 0
     created_at: float = 0.0
+    config_path: str = ""
 
     @property
     def short_id(self) -> str:
         """Twelve hex digits, for people."""
         return self.id.partition(":")[2][:12]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration as parsed JSON (image-spec config.md); empty for an artifact.
+
+        Raises:
+            Damaged: it is not there, or no JSON.
+        """
+        from cowstore.oci import read_config
+
+        return read_config(self.config_path)
 
     @property
     def process(self) -> dict[str, Any]:
@@ -69,29 +81,34 @@ class Image:
         return part if isinstance(part, dict) else {}
 
 
-@dataclass(frozen=True, slots=True)
-class Lowers:
+class Lowers(NamedTuple):
     """What a union is given for an image.
 
     Attributes:
-        paths: for ``lowerdir``, the topmost first; directories, or the one index of a view.
+        places: ``paths`` as text.
         options: ``-o`` words that these lowers need, such as ``xattr_permissions=2``.
-        view: ``paths`` names a view: pass ``cowstore.view.open_layer`` to the union.
+        view: one of them is a view: the union needs ``cowstore.viewlayer.opener``.
     """
 
-    paths: tuple[Path, ...]
+    places: tuple[str, ...]
     options: tuple[str, ...] = ()
     view: bool = False
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """For ``lowerdir``, the topmost first: directories, or the index of a view."""
+        from pathlib import Path
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+        return tuple(map(Path, self.places))
+
+
+class Snapshot(NamedTuple):
     """A writable copy of an image: an upper and a work directory of its own.
 
     Attributes:
         id: its name in the store.
-        image: id of the image it started from; empty if it started from nothing.
-        upper, work: directories of its changes, for a union.
+        image: id of the image it started from.
+        place: the directory that has ``upper`` and ``work``.
         lowers: what lies beneath.
         parent: id of the snapshot it was cloned from.
         created_at: seconds since 1970.
@@ -99,31 +116,42 @@ class Snapshot:
 
     id: str
     image: str
-    upper: Path
-    work: Path
+    place: str
     lowers: Lowers
     parent: str = ""
     created_at: float = 0.0
 
     @property
+    def upper(self) -> Path:
+        """The directory of its changes."""
+        from pathlib import Path
+
+        return Path(self.place, "upper")
+
+    @property
+    def work(self) -> Path:
+        """The union's work directory."""
+        from pathlib import Path
+
+        return Path(self.place, "work")
+
+    @property
     def options(self) -> tuple[str, ...]:
         """``-o`` words for the union, lowers, upper and work directory included."""
-        below = ":".join(escaped(path) for path in self.lowers.paths)
         return (
-            f"lowerdir={below}",
-            f"upperdir={escaped(self.upper)}",
-            f"workdir={escaped(self.work)}",
+            f"lowerdir={':'.join(map(escaped, self.lowers.places))}",
+            f"upperdir={escaped(self.place)}/upper",
+            f"workdir={escaped(self.place)}/work",
             *self.lowers.options,
         )
 
 
-def escaped(path: Path) -> str:
+def escaped(path: str) -> str:
     """A path as an option of mount takes it."""
-    return str(path).replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
-@dataclass(frozen=True, slots=True)
-class CommitOptions:
+class CommitOptions(NamedTuple):
     """What a commit writes beside the layer.
 
     Attributes:
@@ -142,11 +170,10 @@ class CommitOptions:
     changes: tuple[str, ...] = ()
     cache_key: str = ""
     created_by: str = ""
-    annotations: dict[str, str] = field(default_factory=dict)
+    annotations: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRef:
+class ImageRef(NamedTuple):
     """Where an image is: a transport, a place, and a tag or digest in it.
 
     ``str()`` gives back what ``parse`` takes. Transports: ``oci``, ``oci-archive``,

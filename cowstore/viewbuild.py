@@ -38,6 +38,7 @@ class _Builder:
         self.first: dict[int, tuple[int, int]] = {}
         self.above: dict[int, int] = {}
         self.names: dict[int, list[int]] = {}
+        self.attrs: dict[int, tuple[int, ...]] = {}
         self.packed: dict[tuple[tuple[bytes, bytes], ...], tuple[int, int]] = {}
 
     def number(self, node: Node) -> int:
@@ -49,6 +50,9 @@ class _Builder:
 
     def attr(self, index: int, node: Node) -> tuple[int, ...]:
         """``struct fuse_attr``, field by field."""
+        known = self.attrs.get(index)
+        if known is not None:
+            return known
         entry = node.entry
         kind = stat.S_IFDIR if node.children is not None else entry.kind
         size, blocks, rdev = entry.size, 0, 0
@@ -62,10 +66,11 @@ class _Builder:
             data = entry.payload if entry.sparse else size
             blocks = -(-data // _BLOCK) * (_BLOCK >> 9)
         seconds, nanos = entry.mtime, entry.mtime_ns
-        return (
+        found = self.attrs[index] = (
             self.base + index, size, blocks, seconds, seconds, seconds, nanos, nanos, nanos,
             kind | entry.mode, node.nlink, entry.uid, entry.gid, rdev, _BLOCK, 0,
         )  # fmt: skip
+        return found
 
     def directory(self, index: int, node: Node) -> None:
         """Lay down the names of one directory."""

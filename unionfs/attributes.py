@@ -9,11 +9,21 @@ import stat
 from unionfs import formats
 from unionfs.copyup import copy_up
 from unionfs.inode import Inode
+from unionfs.layer import LayerDir
 from unionfs.union import Union
 
 
+def _below(union: Union, inode: Inode) -> tuple[LayerDir, bytes] | None:
+    """Where in a lower layer a file is, if it is there; an empty name is the directory itself."""
+    if inode.upper:
+        return None
+    if inode.dirs is not None:
+        return inode.dirs[0], b""
+    return None if inode.low is None else (inode.low, inode.name)
+
+
 def _path(union: Union, inode: Inode) -> tuple[bytes, bool]:
-    """A path to the file on disk and whether to follow it (only our own /proc links)."""
+    """A path to a file of the upper and whether to follow it (only our own /proc links)."""
     if inode.dirs is not None and (inode.parent is not None or inode is union.root):
         return inode.dirs[0].proc_path(b""), False
     if inode.parent is not None or inode.indexed is not None:
@@ -68,6 +78,9 @@ def getxattr(union: Union, inode: Inode, name: bytes) -> bytes:
     _check(union)
     if _hidden(union, inode, name) or _masked(inode):
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    below = _below(union, inode)
+    if below is not None:
+        return below[0].read_xattr(below[1], formats.escape(name))
     path, follow = _path(union, inode)
     return os.getxattr(path, formats.escape(name), follow_symlinks=follow)
 
@@ -77,10 +90,14 @@ def listxattr(union: Union, inode: Inode) -> list[bytes]:
     _check(union)
     if _masked(inode):
         return []
-    path, follow = _path(union, inode)
+    below = _below(union, inode)
+    if below is not None:
+        there = below[0].list_xattrs(below[1])
+    else:
+        path, follow = _path(union, inode)
+        there = [os.fsencode(text) for text in os.listxattr(path, follow_symlinks=follow)]
     names = []
-    for text in os.listxattr(path, follow_symlinks=follow):
-        name = os.fsencode(text)
+    for name in there:
         shown = formats.unescape(name)
         if shown is not None and not _hidden(union, inode, name):
             names.append(shown)

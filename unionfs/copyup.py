@@ -205,8 +205,10 @@ def _stage_regular(
     source = union.open_lower_data(inode)
     temp: bytes | None = None
     try:
-        # A metacopy file has times of its own: its data must only stay as it is now.
-        seen = st if inode.data is None else os.fstat(source)
+        # A metacopy file has times of its own: its data must only stay as it is now. What an
+        # index names never changes, but its time may: it says who has used it.
+        indexed = inode.low is not None and inode.low.layer.indexed
+        seen = st if inode.data is None and not indexed else os.fstat(source)
         if upper.tmpfile:
             fd = os.open(
                 b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=upper.stage_fd
@@ -227,7 +229,10 @@ def _stage_regular(
             else:
                 copy_data(source, fd, length)
             after = os.fstat(source)
-            if (after.st_size, after.st_mtime_ns) != (seen.st_size, seen.st_mtime_ns) and length:
+            changed = after.st_size != seen.st_size or (
+                after.st_mtime_ns != seen.st_mtime_ns and not indexed
+            )
+            if changed and length:
                 raise OSError(errno.EIO, "the lower file changed while it was copied")
             low = inode.low
             path = b"/proc/self/fd/%d" % fd
@@ -306,7 +311,7 @@ def _copy_up_special(
         ensure_dir(union, parent)
     temp = upper.temp_name()
     if inode.kind == stat.S_IFLNK:
-        target = os.readlink(inode.name, dir_fd=low.dirfd())
+        target = low.readlink(inode.name)
         upper.run(steps.Symlink(target, upper.stage_fd, temp))
     else:
         upper.run(steps.Mknod(upper.stage_fd, temp, inode.kind | 0o600, st.st_rdev))
@@ -464,19 +469,17 @@ def copy_xattrs(source: LayerDir, name: bytes, target: bytes, *, follow: bool = 
     Labels of a security module are left to the module; a capability or an ACL
     that cannot be kept is an error, never a silent change.
     """
-    path = source.proc_path(name)
     try:
-        names = os.listxattr(path, follow_symlinks=False)
+        names = source.list_xattrs(name)
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.EPERM, errno.EACCES):
             return
         raise
-    for text in names:
-        attribute = os.fsencode(text)
+    for attribute in names:
         if formats.unescape(attribute) is None or attribute == source.layer.override:
             continue
         try:
-            value = os.getxattr(path, attribute, follow_symlinks=False)
+            value = source.read_xattr(name, attribute)
             os.setxattr(target, attribute, value, follow_symlinks=follow)
         except OSError as error:
             lenient = attribute.startswith(b"security.") and attribute != formats.CAPABILITY

@@ -320,13 +320,13 @@ def readlink(union: Union, inode: Inode) -> bytes:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if inode.upper and (inode.parent is not None or inode.indexed is not None):
         directory, name = union.place(inode)
-        return os.readlink(name, dir_fd=directory.dirfd())
+        return directory.readlink(name)
     if inode.parent is not None:
         assert inode.low is not None
-        return os.readlink(inode.name, dir_fd=inode.low.dirfd())
+        return inode.low.readlink(inode.name)
     if inode.fd >= 0:
         return os.readlink(b"", dir_fd=inode.fd)
     if inode.orphan is not None and union.upper is not None:
         return os.readlink(inode.orphan, dir_fd=union.upper.orphan_fd)
     assert inode.low is not None
-    return os.readlink(inode.name, dir_fd=inode.low.dirfd())
+    return inode.low.readlink(inode.name)

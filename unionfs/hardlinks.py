@@ -44,6 +44,8 @@ def scan_layer(layer: Layer) -> dict[int, list[bytes]]:
 
     Reads directories only. Runs without the monitor.
     """
+    if layer.indexed:
+        return layer.link_paths()
     first: dict[int, tuple[bytes, bytes]] = {}
     several: dict[int, list[bytes]] = {}
     top = os.open(layer.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -97,6 +99,8 @@ def has_redirects(layer: Layer) -> bool:
 
     Reads directories, and the attributes of those in them.
     """
+    if layer.indexed:
+        return False
     top = os.open(layer.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         pending = [b""]

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 from unionfs import formats
 from unionfs.fds import Descriptors
+from unionfs.listing import cookie_of
+from unionfs.prepared import PreparedDir, PreparedLayer
 from unionfs.resolve import Says
 from unionfs.sys import calls
 
@@ -46,7 +48,12 @@ class Layer:
         shared_fs: a layer above is on the same filesystem.
         override: the xattr that holds owners and modes in this layer, if any.
         masks: paths (relative, raw bytes) shown as empty directories.
+        indexed: it is no tree on disk but an index of one, see ``prepared``.
     """
+
+    indexed = False
+    prepared: PreparedLayer | None = None
+    cookie_of = staticmethod(cookie_of)
 
     def __init__(self, path: bytes, index: int, fds: Descriptors) -> None:
         self.path = path
@@ -85,6 +92,10 @@ class Layer:
             os.close(self.root.fd)
             self.root.fd = -1
 
+    def link_paths(self) -> dict[int, list[bytes]]:
+        """Of an indexed layer: paths of every file with several names, by number."""
+        raise NotImplementedError
+
     def __repr__(self) -> str:
         return f"<Layer {self.index} {os.fsdecode(self.path)}>"
 
@@ -99,7 +110,10 @@ class LayerDir:
         impure: it may hold files that carry an origin record.
         redirect: where the layers beneath hold this directory, if elsewhere.
         whs: names deleted by a ``.wh.`` file here; None until scanned.
+        prepared: of an indexed layer, replies that need no look at a disk.
     """
+
+    prepared: PreparedDir | None = None
 
     __slots__ = (
         "default_acl",
@@ -172,10 +186,42 @@ class LayerDir:
             return b"/proc/self/fd/%d/%s" % (self.dirfd(), name)
         return b"/proc/self/fd/%d/." % self.dirfd()
 
+    def read_xattr(self, name: bytes, attribute: bytes) -> bytes:
+        """getxattr(2) of the name in this directory (empty: the directory)."""
+        return os.getxattr(self.proc_path(name), attribute, follow_symlinks=False)
+
+    def list_xattrs(self, name: bytes) -> list[bytes]:
+        """listxattr(2) of the name in this directory (empty: the directory)."""
+        return [os.fsencode(t) for t in os.listxattr(self.proc_path(name), follow_symlinks=False)]
+
+    def readlink(self, name: bytes) -> bytes:
+        """readlink(2) of a name."""
+        return os.readlink(name, dir_fd=self.dirfd())
+
+    def open_data(self, name: bytes, ino: int | None) -> int:
+        """A descriptor, of the caller's, for reading a regular file.
+
+        Raises:
+            OSError: ESTALE if it is not the file with the number ``ino`` (None: any).
+        """
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            fd = os.open(name, flags | os.O_NOATIME, dir_fd=self.dirfd())
+        except PermissionError:
+            fd = os.open(name, flags, dir_fd=self.dirfd())
+        if ino is not None and os.fstat(fd).st_ino != ino:
+            os.close(fd)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return fd
+
+    def size_on_disk(self) -> int:
+        """Bytes of the directory itself: how much reading its names would cost."""
+        return 0 if self.masked else os.fstat(self.dirfd()).st_size
+
     def get_xattr(self, name: bytes, attribute: bytes) -> bytes | None:
         """An attribute of the name in this directory (empty: the directory); None: not there."""
         try:
-            return os.getxattr(self.proc_path(name), attribute, follow_symlinks=False)
+            return self.read_xattr(name, attribute)
         except OSError as error:
             if error.errno in _NO_XATTR:
                 return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from unionfs.resolve import Says
@@ -31,9 +31,15 @@ class Listing:
     the names that only the upper layer mentions, as deleted.
     """
 
-    __slots__ = ("_new", "_order", "names", "stamp", "subdirs", "version", "whiteouts")
+    __slots__ = ("_new", "_order", "_place", "names", "stamp", "subdirs", "version", "whiteouts")
 
-    def __init__(self, merged: dict[bytes, tuple[Says, tuple[int, int]]], stamp: float) -> None:
+    def __init__(
+        self,
+        merged: dict[bytes, tuple[Says, tuple[int, int]]],
+        stamp: float,
+        place: Callable[[bytes], int] = cookie_of,
+    ) -> None:
+        self._place = place
         self.names: dict[bytes, tuple[int, int]] = {}
         self.whiteouts: set[bytes] = set()
         self.subdirs = 0
@@ -63,7 +69,7 @@ class Listing:
             else:
                 grown = 1
             if self._order is not None:
-                self._new.append((cookie_of(name), name))
+                self._new.append((self._place(name), name))
                 if len(self._order) + len(self._new) > 2 * len(self.names) + 1024:
                     # Mostly names that have gone again: sort anew when next asked.
                     self._order = None
@@ -91,7 +97,7 @@ class Listing:
         """(cookie, name) of all names beyond ``cookie``, in order."""
         order = self._order
         if order is None:
-            order = self._order = sorted((cookie_of(name), name) for name in self.names)
+            order = self._order = sorted((self._place(name), name) for name in self.names)
             self._new = []
         elif len(self._new) < _FEW:
             # A name removed and created again has its place already.

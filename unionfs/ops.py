@@ -17,6 +17,7 @@ from unionfs import attributes, create, data, remove, rename
 from unionfs.copyup import copy_up
 from unionfs.inode import Inode
 from unionfs.layer import hash_ino
+from unionfs.prepared import PreparedDir
 from unionfs.sys import calls
 from unionfs.types import Attr, Caller, DirEntry, SetAttr
 from unionfs.union import Union
@@ -39,6 +40,9 @@ class Ops:
         """The attributes of a name, whose inode the caller now references; None: no such name."""
         union = self.union
         directory = union.get(parent)
+        prepared = union.prepared(directory)
+        if prepared is not None:
+            return prepared.lookup(name)
         found = union.find(directory, name)
         if not found:
             return None
@@ -195,6 +199,11 @@ class Ops:
                 known = union.known(found)
                 number = union.number_of(top) if known is None else known.ino
                 yield DirEntry(place, name, number, top.st.st_mode & 0o170000, None)
+
+    def prepared(self, ino: int) -> PreparedDir | None:
+        """The directory's records as an index holds them; None: ask ``readdir``."""
+        union = self.union
+        return union.prepared(union.get(ino))
 
     def reference(self, ino: int) -> None:
         """The kernel has been told of this inode once more."""

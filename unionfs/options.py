@@ -290,6 +290,13 @@ def _directory(path: bytes, what: str) -> bytes:
     return real
 
 
+def _lower(path: bytes, *, indexed: bool) -> bytes:
+    """A lower's real path: a directory, or a file where somebody knows how to open it."""
+    if indexed and os.path.isfile(path):
+        return os.path.realpath(path)
+    return _directory(path, "lower")
+
+
 def check(options: MountOptions) -> MountOptions:
     """The same options with absolute paths, after every check that needs no lock.
 
@@ -297,7 +304,7 @@ def check(options: MountOptions) -> MountOptions:
         UserError: one line and a hint.
     """
     union = options.union
-    lowers = tuple(_directory(path, "lower") for path in union.lowers)
+    lowers = tuple(_lower(path, indexed=union.open_layer is not None) for path in union.lowers)
     mountpoint = options.mountpoint
     if not mountpoint.startswith("/dev/fd/"):
         mountpoint = os.fsdecode(_directory(os.fsencode(mountpoint), "mount point"))

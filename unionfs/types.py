@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unionfs.fds import Descriptors
+    from unionfs.layer import Layer
+
+    LayerOpener = Callable[[bytes, int, Descriptors], Layer]
 
 
 class Attr(NamedTuple):
@@ -93,6 +101,7 @@ class Options:
     ``redirect_dir`` is ``copy`` or ``on``. ``index``: a copy of a file with several names gets
     only those in the upper that are changed. ``copyup_at_open``: opening for writing copies up, as
     overlayfs does, at the price of a message for every open.
+    ``open_layer`` opens a lower that is no directory tree; None: all are.
     ``timeout`` is seconds until names and attributes are checked again (None: never).
     ``xattr_permissions`` 2 keeps owners and modes in ``user.containers.override_stat``.
     """
@@ -116,6 +125,7 @@ class Options:
     xattr_permissions: int = 0
     writeback: bool = False
     read_only: bool = False
+    open_layer: LayerOpener | None = None
 
 
 def encode_rdev(device: int) -> int:

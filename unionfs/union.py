@@ -21,6 +21,7 @@ from unionfs.layer import Entry, Layer, LayerDir, edit_stat, hash_ino, override_
 from unionfs.listing import Listing
 from unionfs.live import Watcher
 from unionfs.monitor import Monitor
+from unionfs.prepared import PreparedDir, PreparedLayer
 from unionfs.resolve import Says, merge, resolve
 from unionfs.sys import calls
 from unionfs.types import Attr, Options, encode_rdev
@@ -59,6 +60,14 @@ class Union:
         self._most = 0
         self.can_override = calls.has_dac_override()
         self._spaces: dict[bytes, int] = {}
+        self._prepared: list[PreparedLayer] = []
+        #: Records packed beforehand can be sent: they know neither mappings nor times to ask again.
+        self._sends_prepared = options.timeout is None and not (
+            options.uid_map.ranges
+            or options.gid_map.ranges
+            or options.squash_uid is not None
+            or options.squash_gid is not None
+        )
         self._listed: OrderedDict[Inode, None] = OrderedDict()
         self.listed_names = 0
         self.timeout = options.timeout
@@ -83,8 +92,12 @@ class Union:
             self.layers[0] = layer
             assert options.work is not None
             self.upper = Upper(layer, options.work)
+        opener = options.open_layer or Layer
         for index, path in enumerate(options.lowers, 1):
-            self.layers.append(Layer(path, index, self.fds))
+            layer = opener(path, index, self.fds)
+            self.layers.append(layer)
+            if layer.prepared is not None:
+                self._prepared.append(layer.prepared)
         seen: set[bytes] = set()
         for known in self.layers:
             if known is not None:
@@ -384,6 +397,8 @@ class Union:
                 if kind == stat.S_IFREG and self.may_be_metacopy(top):
                     self._find_metacopy(inode, parent, top)
             self.table[ino] = inode
+            if self._prepared and not inode.upper:
+                self._still_known(inode)
         inode.add_link(parent, name)
         return inode
 
@@ -517,17 +532,66 @@ class Union:
         """
         inode = self.table.get(ino)
         if inode is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            inode = self._revive(ino)
+            if inode is None:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return inode
+
+    # -- indexed layers ---------------------------------------------------------------
+
+    def _layer_with(self, ino: int) -> PreparedLayer | None:
+        """The indexed layer that a number is of."""
+        for layer in self._prepared:
+            if ino >> 32 == layer.base >> 32:
+                return layer
+        return None
+
+    def _revive(self, ino: int) -> Inode | None:
+        """Bring an inode into the table that the kernel knows from a prepared reply."""
+        layer = self._layer_with(ino)
+        known = None if layer is None else layer.known(ino)
+        if layer is None or known is None:
+            return None
+        parent = self.root if not known.parent else self.get(known.parent)
+        inode = Inode(ino, ino, known.kind)
+        if known.kind == stat.S_IFDIR:
+            inode.dirs = [layer.directory(ino)]
+        else:
+            inode.low = layer.directory(known.parent)
+        inode.nlookup = layer.take(ino)
+        self.table[ino] = inode
+        inode.add_link(parent, known.name)
+        return inode
+
+    def prepared(self, inode: Inode) -> PreparedDir | None:
+        """A directory that an indexed layer alone makes up: it has the replies ready."""
+        dirs = inode.dirs
+        if dirs is None or len(dirs) != 1 or dirs[0].prepared is None:
+            return None
+        if not self._sends_prepared or self.index:
+            return None
+        return dirs[0].prepared if inode.parent is not None or inode is self.root else None
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel gives up ``count`` references."""
         inode = self.table.get(ino)
-        if inode is None or ino == ROOT_INO:
+        if ino == ROOT_INO:
+            return
+        if inode is None:
+            layer = self._layer_with(ino)
+            if layer is not None:
+                layer.forget(ino, count)
             return
         inode.nlookup -= count
-        if inode.nlookup <= 0 and not inode.children:
+        if inode.nlookup <= 0 and not inode.children and not self._still_known(inode):
             self._drop(inode)
+
+    def _still_known(self, inode: Inode) -> bool:
+        """Whether the kernel has references that an indexed layer has counted; they count now."""
+        layer = self._layer_with(inode.ino)
+        if layer is not None:
+            inode.nlookup += layer.take(inode.ino)
+        return inode.nlookup > 0
 
     def _drop(self, inode: Inode) -> None:
         while True:
@@ -549,7 +613,9 @@ class Union:
             rest = None
             for parent in parents:
                 parent.children -= 1
-                if not parent.children and parent.nlookup <= 0 and parent.ino != ROOT_INO:
+                if parent.children or parent.nlookup > 0 or parent.ino == ROOT_INO:
+                    continue
+                if not self._still_known(parent):
                     if rest is not None:
                         self._drop(rest)
                     rest = parent
@@ -683,15 +749,7 @@ class Union:
         directory, name = where
         if directory.layer.masks and directory.is_masked(name):
             return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # shown as an empty file
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        try:
-            fd = os.open(name, flags | os.O_NOATIME, dir_fd=directory.dirfd())
-        except PermissionError:
-            fd = os.open(name, flags, dir_fd=directory.dirfd())
-        if inode.data is None and os.fstat(fd).st_ino != inode.real:
-            os.close(fd)
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return fd
+        return directory.open_data(name, inode.real if inode.data is None else None)
 
     # -- listings --------------------------------------------------------------------
 
@@ -711,9 +769,11 @@ class Union:
         assert inode.dirs is not None
         if self.watcher is not None:
             self.watcher.watch(inode, inode.dirs[-1])
+        if len(inode.dirs) == 1 and inode.dirs[0].layer.indexed:
+            return None  # asking name by name costs nothing
         if len(inode.dirs) < 8:
             for directory in inode.dirs:
-                if not directory.masked and os.fstat(directory.dirfd()).st_size > _HUGE_DIR:
+                if directory.size_on_disk() > _HUGE_DIR:
                     return None
         try:
             return self.build_listing(inode)
@@ -760,7 +820,8 @@ class Union:
                 yield name, says, (index, kind)
 
         version = None if self.timeout is None else self._lowers_version(inode)
-        listing = Listing(merge(map(read, inode.dirs)), time.monotonic())
+        place = inode.dirs[-1].layer.cookie_of
+        listing = Listing(merge(map(read, inode.dirs)), time.monotonic(), place)
         listing.version = version
         self.keep_listing(inode, listing)
         return listing

@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from unionfs.errors import UserError
 
@@ -50,8 +50,19 @@ COMMANDS: Final[dict[str, Command]] = {
 }
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Knows the width without ``shutil``, which is slow to load and asked for at every option."""
+
+    def __init__(self, prog: str) -> None:
+        width = os.environ.get("COLUMNS", "")
+        super().__init__(prog, width=int(width) if width.isdigit() and width != "0" else 98)
+
+
 class Parser(argparse.ArgumentParser):
     """Errors are raised, not printed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": _Formatter, **options})
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(message, f"{self.prog} --help")
@@ -151,7 +162,8 @@ def make_parser(name: str, command: Command) -> Parser:
     from importlib import import_module
 
     module = import_module(f"cowstore.cli.{command.module}")
-    parser = Parser(prog=f"cowstore {name}", description=command.help[0].upper() + command.help[1:])
+    text = command.help[0].upper() + command.help[1:]
+    parser = Parser(prog=f"cowstore {name}", description=text)
     configure: Configure = module.PARSERS[name]
     configure(parser)
     common(parser)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
 from typing import Any
 
 from cowstore.cli.main import open_store, wants_json
@@ -55,7 +54,7 @@ def _layers(arguments: argparse.Namespace) -> int:
             for diff_id in set(image.layers):
                 users[diff_id] = users.get(diff_id, 0) + 1
     if wants_json(arguments):
-        dump([{**asdict(layer), "images": users[layer.diff_id]} for layer in layers])
+        dump([{**layer._asdict(), "images": users[layer.diff_id]} for layer in layers])
         return 0
     rows = [
         (layer.diff_id[7:19], str(layer.entries), size(layer.content), str(users[layer.diff_id]))

@@ -12,13 +12,19 @@ from cowstore.types import Snapshot
 
 def _snapshot_parser(parser: argparse.ArgumentParser) -> None:
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
-    create = parts.add_parser("create", help="a writable copy of an image; prints its id")
+    create = parts.add_parser(
+        "create",
+        help="a writable copy of an image; prints its id",
+    )
     create.add_argument("name", metavar="NAME")
     create.add_argument("--id", help="what to call it; random by default")
     listing = parts.add_parser("list", help="all snapshots")
     remove = parts.add_parser("rm", help="remove snapshots with their changes")
     remove.add_argument("ids", metavar="SNAP", nargs="+")
-    clone = parts.add_parser("clone", help="a second copy of a snapshot as it is now")
+    clone = parts.add_parser(
+        "clone",
+        help="a second copy of a snapshot as it is now",
+    )
     clone.add_argument("snapshot", metavar="SNAP")
     clone.add_argument("--id", help="what to call it; random by default")
     commit = parts.add_parser("commit", help="make an image of a snapshot")
@@ -53,7 +59,7 @@ def _as_json(snapshot: Snapshot) -> dict[str, Any]:
         "parent": snapshot.parent,
         "upper": str(snapshot.upper),
         "work": str(snapshot.work),
-        "lowers": [str(path) for path in snapshot.lowers.paths],
+        "lowers": snapshot.lowers.places,
         "view": snapshot.lowers.view,
         "options": list(snapshot.options),
         "created_at": snapshot.created_at,

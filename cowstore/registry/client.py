@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import ssl
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any, Final
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError, SSLError
+from urllib3.exceptions import HTTPError
 
 from cowstore import digest as digests
 from cowstore import oci
@@ -44,19 +45,26 @@ class Registry:
         self.insecure = insecure
         self.authfile = authfile
         server = "registry-1.docker.io" if host == "docker.io" else host
-        self._schemes = ["https", "http"] if insecure else ["https"]
         self._server = server
         self._scheme = ""
         self._tokens: dict[str, str] = {}
         self._basic: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._tls = self._context()
         self._pool = urllib3.PoolManager(
             maxsize=16,
             retries=False,
             timeout=urllib3.Timeout(connect=20, read=60),
             headers={"User-Agent": f"cowstore/{__version__}"},
-            ssl_context=self._context(),
+            ssl_context=self._tls,
         )
+
+    def close(self) -> None:
+        """Close the connections; urllib3 itself leaves that to the garbage collector."""
+        pools = self._pool.pools
+        for key in pools.keys():  # noqa: SIM118  (no plain mapping: it cannot be iterated)
+            pools[key].close()
+        self._pool.clear()
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
@@ -102,22 +110,35 @@ class Registry:
         raise self._error(response, method, repository)
 
     def base(self) -> str:
-        """``SCHEME://HOST``, found out by asking once."""
+        """``SCHEME://HOST``, found out by knocking once.
+
+        Raises:
+            StoreError: nobody there, or no TLS and plain HTTP is not allowed.
+        """
         with self._lock:
-            if self._scheme:
-                return f"{self._scheme}://{self._server}"
-            reason = ""
-            for scheme in self._schemes:
+            if not self._scheme:
+                problem = self._knock()
+                if problem and not self.insecure:
+                    hint = "--insecure allows plain HTTP and unknown certificates"
+                    raise StoreError(f"registry {self.host}: {problem}", hint)
+                self._scheme = "http" if problem else "https"
+            return f"{self._scheme}://{self._server}"
+
+    def _knock(self) -> str:
+        """Why the other side does not speak TLS that we trust; empty: it does."""
+        place = urlsplit(f"//{self._server}")
+        try:
+            where = (place.hostname or "", place.port or 443)
+            with socket.create_connection(where, 20) as plain:
                 try:
-                    self._pool.request("GET", f"{scheme}://{self._server}/v2/", redirect=False)
-                    self._scheme = scheme
-                    return f"{scheme}://{self._server}"
-                except SSLError as error:
-                    reason = reason or _short(error)
-                except HTTPError as error:
-                    reason = reason or _short(error)
-            hint = "" if self.insecure else "--insecure allows plain HTTP and unknown certificates"
-            raise StoreError(f"registry {self.host}: {reason}", hint)
+                    self._tls.wrap_socket(plain, server_hostname=place.hostname).close()
+                except (ssl.SSLError, ConnectionError) as error:
+                    return getattr(error, "verify_message", "") or str(error.strerror or error)
+                return ""
+        except OSError as error:
+            if self.insecure and place.port is None:
+                return str(error.strerror or error)  # perhaps at port 80
+            raise StoreError(f"registry {self.host}: {error.strerror or error}") from None
 
     def _send(
         self,
@@ -168,6 +189,7 @@ class Registry:
             pass
         finally:
             response.close()
+            response.release_conn()
         text = f"registry {self.host}: {repository}: {told or response.reason or ''}".rstrip(": ")
         if response.status in (408, 429) or response.status >= 500:
             return Lost(f"{text} ({response.status})")

@@ -8,6 +8,7 @@ for what is missing. A layer that the store has is not asked for at all.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from cowstore.errors import Refused, StoreError
 from cowstore.exporter import Outgoing, package
 from cowstore.layers import LayerSource
 from cowstore.layout import Layout
+from cowstore.locks import Lock
 from cowstore.reference import local_name, name_for
 from cowstore.registry.client import Lost, Registry, again
 from cowstore.registry.upload import upload
@@ -65,10 +67,11 @@ def pull(
     host, repository = _split(ref.place)
     places = [_split(f"{mirror.rstrip('/')}/{repository}") for mirror in mirrors]
     places.append((host, repository))
-    with store.session() as session:
+    with store.session() as session, ExitStack() as stack:
         with open(session.place(RESUME), "wb"):
             pass
         registry, where, found = _first(places, ref, platform, insecure, authfile)
+        stack.callback(registry.close)
         document = oci.parse_manifest(found.manifest, found.media_type)
         found.config = _small_blob(registry, where, document.config)
         origin = found.origin = f"docker://{host}/{repository}"
@@ -82,7 +85,7 @@ def pull(
         image = import_found(store, session, found, names, progress, parallel=jobs)
     with contextlib.suppress(StoreError), store.database.write() as db:
         db.execute("DELETE FROM leases WHERE session=?", (RESUME,))
-    return store.resolve(image)
+    return store.made_ready(image)
 
 
 def _spooled(layout: Layout, layer: LayerSource) -> LayerSource:
@@ -105,6 +108,7 @@ def _first(
         try:
             return registry, repository, _documents(registry, repository, ref, platform)
         except StoreError:
+            registry.close()
             if number == len(places) - 1:
                 raise
     raise AssertionError
@@ -151,7 +155,9 @@ def resumed(layout: Layout, registry: Registry, repository: str, digest: str) ->
         StoreError: the connection broke too often; the beginning is kept.
     """
     path = layout.partial(digest)
-    with open(path, "a+b") as file:
+    lock = Lock.acquire(layout.path("locks", f"partial-{os.path.basename(path)}"))
+    assert lock is not None
+    with lock, open(path, "a+b") as file:
         file.seek(0)
         done = 0
         while piece := file.read(1 << 18):
@@ -210,6 +216,7 @@ def push(
     host, repository = _split(ref.place)
     registry = Registry(host, insecure=insecure, authfile=authfile)
     with ExitStack() as stack:
+        stack.callback(registry.close)
         packed = package(store, image, stack, compression)
         unique = {out.descriptor.digest: out for out in packed.layers}
 

@@ -1,0 +1,111 @@
+"""The command: what it prints, what it refuses, and that its manuals know its options."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from cowstore.cli.main import COMMANDS, make_parser
+from tests.store.archives import M, d, tar
+from tests.store.commands import cowstore, ok
+
+_MAN = Path(__file__).parents[2] / "docs" / "man"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "x.tar").write_bytes(tar([d("etc"), M("etc/a", b"1" * 5000), M("b")]))
+    ok(tmp_path / "s", "import", f"rootfs:{tmp_path}/x.tar", "img")
+    return tmp_path / "s"
+
+
+def test_what_there_is(root: Path) -> None:
+    assert re.search(r"^img:latest +[0-9a-f]{12} +1 +5\.0 kB +now$", ok(root, "images"), re.M)
+    (image,) = json.loads(ok(root, "images", "--json"))
+    (layer,) = json.loads(ok(root, "--json", "layers"))
+    assert image["layers"] == [layer["diff_id"]] and layer["images"] == 1
+    assert json.loads(ok(root, "inspect", "img"))["id"] == image["id"]
+    assert json.loads(ok(root, "inspect", layer["diff_id"][:20]))["entries"] == 3
+    assert "cowstore import x.tar" in ok(root, "history", "img")
+    assert "img:latest" in ok(root, "tree")
+    usage = json.loads(ok(root, "df", "--json"))
+    assert usage["images"][0]["unique"] == 5000 and usage["disk"]["objects"]["files"] == 1
+    assert "objects" in ok(root, "df")
+    assert ok(root, "fsck") == "nothing wrong\n" and ok(root, "fsck", "-q") == ""
+
+
+def test_differences_are_named(root: Path, tmp_path: Path) -> None:
+    members = [d("etc", mode=0o700), M("etc/a", b"2" * 5000), M("new")]
+    (tmp_path / "y.tar").write_bytes(tar(members))
+    ok(root, "import", f"rootfs:{tmp_path}/y.tar", "other")
+    expected = "D file /b\nM dir /etc (mode)\nM file /etc/a (content)\nA file /new\n"
+    assert ok(root, "diff", "img", "other") == expected
+    assert json.loads(ok(root, "diff", "img", "img", "--json")) == []
+    ok(root, "snapshot", "create", "img", "--id", "s")
+    (root / "snapshots/s/upper/made").write_bytes(b"")
+    assert ok(root, "diff", "img", "s") == "A file /made\n"
+
+
+def test_a_pipe_in_and_out(root: Path, tmp_path: Path) -> None:
+    out = ok(root, "export", "img", f"rootfs:{tmp_path}/out.tar")
+    assert out == ""
+    with open(tmp_path / "out.tar", "rb") as file:
+        ok(root, "import", "rootfs:-", "piped", stdin=file)
+    assert ok(root, "diff", "img", "piped") == ""
+
+
+def test_names_and_snapshots(root: Path) -> None:
+    ok(root, "tag", "img", "second")
+    assert ok(root, "snapshot", "create", "second", "--id", "one") == "one\n"
+    (listed,) = json.loads(ok(root, "snapshot", "list", "--json"))
+    assert listed["view"] and listed["options"][1] == f"upperdir={root}/snapshots/one/upper"
+    assert ok(root, "snapshot", "clone", "one", "--id", "two") == "two\n"
+    ok(root, "snapshot", "rm", "one", "two")
+    assert ok(root, "rmi", "second").startswith("untagged second:latest")
+    freed = json.loads(ok(root, "rmi", "img", "--json"))
+    assert freed[-1].startswith("deleted sha256:")
+    assert json.loads(ok(root, "prune", "--json"))["bytes"] == 0
+
+
+MISTAKES = {
+    "no command": ((), "no command"),
+    "no such command": (("frobnicate",), "no such command: frobnicate"),
+    "no argument": (("import",), "the following arguments are required: SRC"),
+    "no transport": (("import", "debian"), "no transport"),
+    "no file": (("import", "rootfs:/nowhere.tar"), "/nowhere.tar: No such file"),
+    "no layout": (("import", "oci:/nowhere"), "/nowhere: No such file"),
+    "a directory": (("import", "rootfs:/"), "a directory"),
+    "no image": (("export", "nothing", "oci:/tmp/x"), "no image is called nothing"),
+    "a bad digest": (("pull", "docker://r.example/x@sha256:12"), "not a sha256 digest"),
+    "a bad name": (("tag", "img", "A B"), "not a name"),
+    "no snapshot": (("snapshot", "rm", "nothing"), "no snapshot is called nothing"),
+    "jobs": (("pull", "docker://r.example/x", "--jobs", "0"), "--jobs"),
+    "nothing to export to": (("export", "img", "dir:/tmp"), "nothing can be exported"),
+}
+
+
+@pytest.mark.parametrize(("words", "text"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_told_in_a_line(root: Path, words: tuple[str, ...], text: str) -> None:
+    done = cowstore(root, *words)
+    assert done.returncode == 1 and text in done.stderr, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("error: ") and len(lines) <= 2
+    assert all(line.startswith("hint: ") for line in lines[1:])
+
+
+def test_the_manuals_know_every_option() -> None:
+    text = "\n".join(path.read_text() for path in _MAN.glob("cowstore*.1")).replace("\\-", "-")
+    for name, command in COMMANDS.items():
+        assert re.search(rf"\b{name}\b", text), name
+        for action in make_parser(name, command)._actions:
+            for option in action.option_strings:
+                assert option in text or option in ("-h", "--help"), f"{name} {option}"
+
+
+def test_help_is_there() -> None:
+    assert "snapshot" in ok(Path("/nowhere"), "--help")
+    assert "--platform" in ok(Path("/nowhere"), "import", "--help")
+    assert ok(Path("/nowhere"), "--version").startswith("cowstore ")

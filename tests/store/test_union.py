@@ -1,0 +1,171 @@
+"""A union over a view is a union: random histories, held against the oracle of all unions.
+
+The lower layers, in whatever form a tree on disk can have, go through the store: each becomes
+an archive as an upper does in a commit, the archives are brought in, merged, and indexed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from cowstore import Store
+from cowstore.caches import view_path
+from cowstore.digest import chain_of
+from cowstore.layers import LayerSource
+from cowstore.manifest import Entry
+from cowstore.upperdir import UpperArchive
+from cowstore.viewlayer import open_layer
+from tests.helpers import Rig, Target
+from tests.layers import Dir, File, Layers, Link, Symlink, Tree
+from tests.machine import UnionMachine
+
+
+class Views:
+    """Turns the lowers of a union into one view."""
+
+    def __init__(self, base: Path) -> None:
+        self.store = Store(base / "store", durability="none").open()
+
+    def close(self) -> None:
+        self.store.close()
+
+    def over(self, layers: Layers) -> Layers:
+        """The same union with a view in place of its lowers."""
+        chain = []
+        with self.store.session() as session:
+            for lower in reversed(layers.lowers):
+                archive = UpperArchive(str(lower), Entry(b"", 0))
+                source = LayerSource(archive.pieces)
+                chain.append(self.store.layers.bring(session, source).diff_id)
+            path = view_path(self.store, chain, chain_of(chain))
+        return replace(layers, lowers=[Path(path)])
+
+
+@pytest.fixture
+def views(tmp_path: Path) -> Iterator[Views]:
+    made = Views(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def open_rig(views: Views, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+    """Open a union over a view of given lower trees."""
+    with ExitStack() as stack:
+
+        def make(*lowers: Tree, **options: Any) -> Rig:
+            layers = views.over(Layers.make(tmp_path / "u", *lowers))
+            return stack.enter_context(Rig(layers, open_layer=open_layer, **options))
+
+        yield make
+
+
+def test_random_histories_equal_the_oracle(tmp_path: Path, views: Views) -> None:
+    numbers = itertools.count()
+
+    def place(*lowers: Tree) -> Layers:
+        return Layers.make(tmp_path / str(next(numbers)), *lowers)
+
+    def make(layers: Layers, options: dict[str, Any]) -> Target:
+        return Rig(views.over(layers), open_layer=open_layer, **options)
+
+    machine = cast("type[UnionMachine]", lambda: UnionMachine(place, make))
+    some = settings(max_examples=max(50, settings().max_examples // 2))
+    run_state_machine_as_test(machine, settings=some)
+
+
+TREE: Tree = {
+    b"d/a": File(b"data", 0o640, xattrs=((b"user.one", b"1"),)),
+    b"d/b": Link(b"d/a"),
+    b"d/e/c": Link(b"d/a"),
+    b"d/s": Symlink(b"a"),
+    b"deep/er/f": File(b"f"),
+    b"opaque": Dir(0o700),
+}
+
+
+def test_what_was_sent_beforehand_can_be_asked_about(open_rig: Callable[..., Rig]) -> None:
+    """The kernel knows inodes by prepared records that no table has: any request may follow."""
+    rig = open_rig(TREE)
+    for path in (b"d", b"deep", b"deep/er"):
+        prepared = rig.call(rig.ops.prepared, rig.ino(path))
+        assert prepared is not None
+    directory = rig.ino(b"deep/er")
+    prepared = rig.call(rig.ops.prepared, directory)
+    assert prepared is not None
+    prepared.plus(0, 4096).release()
+    (entry,) = rig.call(lambda: list(rig.ops.readdir(directory, 2, plus=False)))
+    assert entry.ino not in rig.union.table
+    rig.nlookup[entry.ino] += 1
+    assert rig.call(rig.ops.getattr, entry.ino).size == 1
+    assert entry.ino in rig.union.table
+    buffer = memoryview(bytearray(10))
+    assert rig.call(rig.ops.read, entry.ino, 0, buffer) == 1
+    assert rig.call(rig.ops.write, entry.ino, 0, memoryview(b"new"), kill_suidgid=False) == 3
+    assert rig.read(b"deep/er/f") == b"new"
+
+
+def test_counted_references_keep_an_inode(open_rig: Callable[..., Rig]) -> None:
+    rig = open_rig(TREE)
+    top = rig.ino(b"deep/er")
+    ino = rig.ino(b"deep/er/f")
+    prepared = rig.call(rig.ops.prepared, top)
+    assert prepared is not None
+    prepared.plus(0, 4096).release()
+    rig.nlookup[ino] += 1
+    rig.call(rig.ops.write, ino, 0, memoryview(b"x"), kill_suidgid=False)
+    rig.call(rig.ops.forget, ino, 1)
+    rig.nlookup[ino] -= 1
+    assert rig.call(rig.ops.getattr, ino).size == 1, "one reference is left"
+    rig.call(rig.ops.unlink, top, b"f")
+    rig.dentries.pop((top, b"f"))
+    assert rig.call(rig.ops.getattr, ino).nlink == 0
+
+
+def test_listings_go_on_where_they_were(open_rig: Callable[..., Rig]) -> None:
+    """A directory comes to be merged while it is read: its order must not change."""
+    rig = open_rig({b"m/%03d" % n: File() for n in range(200)})
+    ino = rig.ino(b"m")
+    prepared = rig.call(rig.ops.prepared, ino)
+    assert prepared is not None
+    data = prepared.plain(0, 2000)
+    first = []
+    at = 0
+    while at < len(data):
+        cookie = int.from_bytes(data[at + 8 : at + 16], "little")
+        length = int.from_bytes(data[at + 16 : at + 20], "little")
+        first.append(bytes(data[at + 24 : at + 24 + length]))
+        at += 24 + length + (-length % 8)
+    data.release()
+    rig.create(b"m/new", 0o644)
+    assert rig.call(rig.ops.prepared, ino) is None
+    rest = [entry.name for entry in rig.entries(ino, cookie, plus=True)]
+    assert not set(first) & set(rest)
+    assert set(first) | set(rest) | {b"new"} == {b"%03d" % n for n in range(200)} | {b"new"}
+
+
+def test_mappings_are_not_known_beforehand(open_rig: Callable[..., Rig]) -> None:
+    rig = open_rig(TREE, squash_uid=7)
+    assert rig.call(rig.ops.prepared, 1) is None
+    assert rig.lstat(b"d/a").uid == 7
+
+
+def test_a_missing_object_is_an_error_of_the_disk(open_rig: Callable[..., Rig]) -> None:
+    rig = open_rig(TREE)
+    layer = rig.union.layers[1]
+    assert layer is not None
+    objects = Path(os.fsdecode(layer.path)).parent.parent / "objects"
+    for path in objects.glob("*/*"):
+        path.unlink()
+    with pytest.raises(OSError, match="missing"):
+        rig.read(b"d/a")
