@@ -28,15 +28,41 @@ class Source(Record):
     snapshot: str = ""
 
 
-def _store() -> Store:
-    try:
-        from cowstore import Store
-    except ImportError as error:
-        raise RunError(f"the image store is not installed: {error}") from None
-    place = os.environ.get("PYUNION_STORE", "")
-    from pathlib import Path
+class _Opened:
+    """The store, open from its first use until ``release``: opening it costs 10 ms.
 
-    return Store(Path(place)) if place else Store()
+    A database must not cross a fork, so each process has its own.
+    """
+
+    def __init__(self) -> None:
+        self.pid = 0
+        self.store: Store | None = None
+
+    def __enter__(self) -> Store:
+        if self.store is None or self.pid != os.getpid():
+            try:
+                from cowstore import Store
+            except ImportError as error:
+                raise RunError(f"the image store is not installed: {error}") from None
+            from pathlib import Path
+
+            place = os.environ.get("PYUNION_STORE", "")
+            self.store = (Store(Path(place)) if place else Store()).open()
+            self.pid = os.getpid()
+        return self.store
+
+    def __exit__(self, *_error: object) -> None:
+        """It stays open."""
+
+    def release(self) -> None:
+        """Close it, before a fork."""
+        if self.store is not None and self.pid == os.getpid():
+            self.store.close()
+        self.store = None
+
+
+_opened = _Opened()
+release = _opened.release
 
 
 def find(name: str, pull: str = "missing", platform: str = "") -> tuple[str, dict[str, Any]]:
@@ -46,11 +72,11 @@ def find(name: str, pull: str = "missing", platform: str = "") -> tuple[str, dic
         RunError: not there, and not to be pulled.
         StoreError: what the store says.
     """
-    from cowstore import NotFound
+    from cowstore import NotFound, StoreError
 
     if pull not in ("missing", "always", "never", "newer"):
         raise RunError(f"--pull {pull}: unknown", "expected always, missing, newer or never")
-    with _store().open() as store:
+    with _opened as store:
         if pull not in ("always", "newer"):
             try:
                 image = store.resolve(name)
@@ -58,16 +84,19 @@ def find(name: str, pull: str = "missing", platform: str = "") -> tuple[str, dic
             except NotFound as error:
                 if pull == "never":
                     raise RunError(f"no image {name}", error.hint or "pyrun images") from None
+        reference = name if "://" in name else f"docker://{name}"
         try:
-            image = store.pull(name if "://" in name else f"docker://{name}", progress=None)
-        except NotFound as error:
-            raise RunError(f"no image {name}", error.hint or f"pyrun pull {name}") from None
+            image = store.pull(reference, platform=platform or None, progress=None)
+        except StoreError as error:
+            raise RunError(
+                f"no image {name} here, and it cannot be pulled: {error}", "pyrun images"
+            ) from None
         return image.id, dict(image.process)
 
 
 def snapshot(image: str, container: str) -> Source:
     """A writable snapshot of an image, named after its container."""
-    with _store().open() as store:
+    with _opened as store:
         made = store.snapshot_create(store.resolve(image), id=container[:32])
         return Source(
             lowers=tuple(str(path) for path in made.lowers.paths),
@@ -83,7 +112,7 @@ def remove_snapshot(name: str) -> None:
     """Give a snapshot back; one that is gone is fine."""
     from cowstore import NotFound
 
-    with _store().open() as store:
+    with _opened as store:
         try:
             store.snapshot_remove(name)
         except NotFound:
@@ -94,7 +123,7 @@ def commit(name: str, reference: str, author: str, message: str, changes: tuple[
     """An image of a snapshot's changes; its id."""
     from cowstore import CommitOptions
 
-    with _store().open() as store:
+    with _opened as store:
         options = CommitOptions(author=author, message=message, changes=changes)
         return str(store.commit(store.snapshot(name), reference, options).id)
 
@@ -106,7 +135,7 @@ def describe(name: str) -> dict[str, Any] | None:
     except ImportError:
         return None
     try:
-        with _store().open() as store:
+        with _opened as store:
             image = store.resolve(name)
     except NotFound:
         return None

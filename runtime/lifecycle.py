@@ -103,6 +103,8 @@ def create(request: RunRequest, root: str) -> tuple[state.Container, Plan]:
             _forget(container, snapshot)
         raise
     finally:
+        if not request.rootfs:
+            images.release()
         if request.dry_run and os.path.isdir(container.directory):
             _remove_tree(container.directory)
     return container, plan
