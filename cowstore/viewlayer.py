@@ -87,17 +87,18 @@ class ViewLayer(Layer):
         self.counts = bytearray(self.view.names)
         self._dirs: dict[int, ViewDir] = {}
         self.root = ViewDir(self, None, b"", 0)
-        self.root.fd = self._objects[0]  # for statvfs(3); nothing is opened beneath it
         self.prepared = self
 
     def close(self) -> None:
         """Unmap the index, close the objects."""
-        self.root.fd = -1
         for fd in self._objects:
             os.close(fd)
         self._objects = []
         self._dirs.clear()
         self.view.close()
+
+    def statvfs(self) -> os.statvfs_result:
+        return os.fstatvfs(self._objects[0])
 
     def link_paths(self) -> dict[int, list[bytes]]:
         view = self.view

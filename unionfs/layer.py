@@ -92,6 +92,10 @@ class Layer:
             os.close(self.root.fd)
             self.root.fd = -1
 
+    def statvfs(self) -> os.statvfs_result:
+        """statvfs(3) of the filesystem that the layer is on."""
+        return os.fstatvfs(self.root.fd)
+
     def link_paths(self) -> dict[int, list[bytes]]:
         """Of an indexed layer: paths of every file with several names, by number."""
         raise NotImplementedError

@@ -235,7 +235,7 @@ class Ops:
     def statfs(self) -> os.statvfs_result:
         """statvfs(3) of the upper, or of the topmost lower."""
         layer = next(layer for layer in self.union.layers if layer is not None)
-        return os.fstatvfs(layer.root.fd)
+        return layer.statvfs()
 
     def syncfs(self) -> None:
         """syncfs(2)."""

@@ -416,7 +416,8 @@ class Union:
                 if directory.layer.index == index:
                     break
             layer = directory.layer
-            if not layer.masks and not directory.xwhiteouts and layer.override is None:
+            plain = layer.override is None and not layer.indexed
+            if plain and not layer.masks and not directory.xwhiteouts:
                 fd = directory.fd if directory.fd >= 0 else directory.dirfd()
                 try:
                     st = os.stat(name, dir_fd=fd, follow_symlinks=False)

@@ -154,6 +154,19 @@ def test_listings_go_on_where_they_were(open_rig: Callable[..., Rig]) -> None:
     assert set(first) | set(rest) | {b"new"} == {b"%03d" % n for n in range(200)} | {b"new"}
 
 
+@pytest.mark.parametrize("plus", [False, True])
+def test_merged_listings_have_both(open_rig: Callable[..., Rig], plus: bool) -> None:
+    """Directories that the upper has too, the root among them."""
+    rig = open_rig({b"one": File(b"1"), b"d/one": File(b"1"), b"d/s": Symlink(b"x")})
+    rig.create(b"two", 0o644)
+    rig.create(b"d/two", 0o644)
+    assert {name.name for name in rig.listdir(b"", plus=plus)} == {b"d", b"one", b"two"}
+    assert {name.name for name in rig.listdir(b"d", plus=plus)} == {b"one", b"s", b"two"}
+    rig.forget_all()
+    assert {name.name for name in rig.listdir(b"d", plus=plus)} == {b"one", b"s", b"two"}
+    assert rig.lstat(b"d/one").size == rig.lstat(b"one").size == 1
+
+
 def test_mappings_are_not_known_beforehand(open_rig: Callable[..., Rig]) -> None:
     rig = open_rig(TREE, squash_uid=7)
     assert rig.call(rig.ops.prepared, 1) is None
