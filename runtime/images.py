@@ -26,6 +26,7 @@ class Source(Record):
     options: tuple[str, ...] = ()
     view: bool = False
     snapshot: str = ""
+    roots: tuple[str, ...] = ()
 
 
 class _Opened:
@@ -99,13 +100,21 @@ def snapshot(image: str, container: str) -> Source:
     with _opened as store:
         made = store.snapshot_create(store.resolve(image), id=container[:32])
         return Source(
-            lowers=tuple(str(path) for path in made.lowers.paths),
+            lowers=tuple(made.lowers.places),
             upper=str(made.upper),
             work=str(made.work),
             options=tuple(made.lowers.options),
             view=made.lowers.view,
             snapshot=made.id,
+            roots=_roots(store) if made.lowers.view else (),
         )
+
+
+def _roots(store: Store) -> tuple[str, ...]:
+    """Of all stores in which the contents of a view may be."""
+    from cowstore.viewlayer import roots_of
+
+    return tuple(roots_of(store))
 
 
 def remove_snapshot(name: str) -> None:
@@ -151,19 +160,19 @@ def describe(name: str) -> dict[str, Any] | None:
     }
 
 
-def open_union(options: Any) -> Any:
-    """The union of a view: ``unionfs.daemon.open_union`` with the store's own kind of layer."""
-    from unionfs import daemon
+def layer_opener(roots: tuple[str, ...]) -> Any:
+    """What a union opens its lowers with where one of them is an index."""
+    from cowstore.viewlayer import opener
 
-    opener: Any = __import__("cowstore.view", fromlist=["view"]).open_layer
-    union: Any = daemon.open_union
-    return union(options, opener)
+    return opener(roots)
 
 
-def changes(source: Source) -> list[Any]:
-    """The changes of a snapshot over a view, as ``unionfs.diff.Change``.
+def changes(source: Source, image: str) -> list[dict[str, str]]:
+    """What a snapshot changes of its image, as ``Kind`` and ``Path``."""
+    from cowstore.report import diff
 
-    Raises:
-        RunError: the store cannot tell.
-    """
-    raise RunError("the changes over an indexed image cannot be listed yet")
+    with _opened as store:
+        return [
+            {"Kind": str(item["kind"]), "Path": str(item["path"])}
+            for item in diff(store, image, source.snapshot)
+        ]

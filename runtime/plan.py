@@ -30,7 +30,8 @@ _PROPAGATIONS = frozenset(
 class RootPlan(Record):
     """The root filesystem: ``kind`` is union, kernel or plain.
 
-    ``options`` are ``-o`` words of the union; ``view``: its lower is the index of an image.
+    ``options`` are ``-o`` words of the union; ``view``: one of its lowers is the index of an image,
+    whose contents are in the stores at ``roots``.
     ``mountpoint`` is an empty directory of the container's own. ``transient``: upper and work
     directory are the container's alone, and go when it ends.
     """
@@ -41,6 +42,7 @@ class RootPlan(Record):
     work: str = ""
     options: tuple[str, ...] = ()
     view: bool = False
+    roots: tuple[str, ...] = ()
     read_only: bool = False
     mountpoint: str = ""
     transient: bool = False

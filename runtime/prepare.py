@@ -175,6 +175,7 @@ def _root_plan(
         work=source.work,
         options=tuple(options),
         view=source.view,
+        roots=source.roots,
         read_only=request.read_only,
         mountpoint=container.path("root"),
         transient=request.rm and not source.snapshot,

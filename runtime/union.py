@@ -68,14 +68,15 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
     options = mount_options.build(
         [",".join(_words(plan))], lowers=[], upper=None, work=None, mountpoint=root.mountpoint
     )
-    if plan.root.view:
-        from runtime import images
+    if root.view:
+        from dataclasses import replace
 
-        options = mount_options.check(options)
-        union = images.open_union(options)
-    else:
-        options = mount_options.check(options)
-        union = daemon.open_union(options)
+        from runtime.images import layer_opener
+
+        opened = replace(options.union, open_layer=layer_opener(root.roots))
+        options = replace(options, union=opened)
+    options = mount_options.check(options)
+    union = daemon.open_union(options)
     request = MountRequest(
         mountpoint=plan.root.mountpoint,
         source="pyunion",

@@ -208,10 +208,7 @@ def diff(options: dict[str, Any], rest: list[str], root: str) -> int:
     read, write = os.pipe2(os.O_CLOEXEC)
 
     def work() -> None:
-        items = [
-            {"Kind": change.status, "Path": "/" + os.fsdecode(change.path)}
-            for change in _changes(source)
-        ]
+        items = _changes(source, str(container.config.get("image_id", "")))
         text = jsonio.dumps(items).encode()
         with open(write, "wb", closefd=False) as out:
             out.write(text)
@@ -240,14 +237,17 @@ def diff(options: dict[str, Any], rest: list[str], root: str) -> int:
     return 0
 
 
-def _changes(source: images.Source) -> list[Any]:
+def _changes(source: images.Source, image: str) -> list[dict[str, str]]:
+    if source.view:
+        return images.changes(source, image)
     from unionfs import diff as union_diff
 
-    upper = os.fsencode(source.upper)
+    upper, work = os.fsencode(source.upper), os.fsencode(source.work)
     lowers = [os.fsencode(path) for path in source.lowers]
-    if not source.view:
-        return list(union_diff.changes(upper, lowers, (os.fsencode(source.work),)))
-    return list(images.changes(source))
+    return [
+        {"Kind": change.status, "Path": "/" + os.fsdecode(change.path)}
+        for change in union_diff.changes(upper, lowers, (work,))
+    ]
 
 
 def commit(options: dict[str, Any], rest: list[str], root: str) -> int:

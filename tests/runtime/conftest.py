@@ -77,6 +77,7 @@ class Pyrun:
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
             "PYRUN_ROOT": str(self.place / "pyrun"),
+            "PYUNION_STORE": str(self.place / "store"),
             "HOME": str(self.place),
         }
 
