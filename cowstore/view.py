@@ -12,13 +12,28 @@ import sys
 from bisect import bisect_left
 from collections.abc import Iterator
 from hashlib import sha256
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cowstore import viewformat as form
 from cowstore.errors import Damaged
 from cowstore.manifest import NAME_BYTES, Entry
 from cowstore.viewhash import cookie_of
 from unionfs.types import decode_rdev
+
+if TYPE_CHECKING:
+    from unionfs.fds import Descriptors
+    from unionfs.layer import Layer
+
+
+def open_layer(path: bytes, index: int, fds: Descriptors) -> Layer:
+    """A lower of a union: a view if ``path`` is a file, else a directory tree.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    from cowstore.viewlayer import open_layer as open_it
+
+    return open_it(path, index, fds)
 
 
 class View:

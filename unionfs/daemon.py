@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import time
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, NoReturn, Protocol
 
 from unionfs import __version__, index, masks
@@ -27,6 +28,8 @@ from unionfs.union import Union
 
 if TYPE_CHECKING:
     import threading
+
+    from unionfs.types import LayerOpener
 
 VOLATILE_GUARD = b"work/incompat/volatile"
 #: As much as one READ may ask for: a message a MiB instead of eight.
@@ -51,14 +54,20 @@ class Engine(Protocol):
         """Make the kernel ask again for what changed in a lower. Not inside the monitor."""
 
 
-def open_union(options: MountOptions) -> Union:
+def open_union(options: MountOptions, open_layer: LayerOpener | None = None) -> Union:
     """The union of checked options, its work directory recovered and swept.
+
+    ``open_layer`` opens lowers that are files, as ``options.union.open_layer`` does.
 
     Raises:
         UserError: locked, a dirty volatile work directory, a layer that cannot be opened.
     """
+    told = replace(options.union, open_layer=open_layer) if open_layer else options.union
+    for path in told.lowers if told.open_layer is None else ():
+        if os.path.isfile(path):
+            raise UserError(f"lower {os.fsdecode(path)}: not a directory")
     try:
-        union = Union(options.union)
+        union = Union(told)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         if isinstance(where, bytes):

@@ -290,11 +290,9 @@ def _directory(path: bytes, what: str) -> bytes:
     return real
 
 
-def _lower(path: bytes, *, indexed: bool) -> bytes:
-    """A lower's real path: a directory, or a file where somebody knows how to open it."""
-    if indexed and os.path.isfile(path):
-        return os.path.realpath(path)
-    return _directory(path, "lower")
+def _lower(path: bytes) -> bytes:
+    """A lower's real path: a directory, or a file, which ``open_union`` may know to open."""
+    return os.path.realpath(path) if os.path.isfile(path) else _directory(path, "lower")
 
 
 def check(options: MountOptions) -> MountOptions:
@@ -304,7 +302,7 @@ def check(options: MountOptions) -> MountOptions:
         UserError: one line and a hint.
     """
     union = options.union
-    lowers = tuple(_lower(path, indexed=union.open_layer is not None) for path in union.lowers)
+    lowers = tuple(_lower(path) for path in union.lowers)
     mountpoint = options.mountpoint
     if not mountpoint.startswith("/dev/fd/"):
         mountpoint = os.fsdecode(_directory(os.fsencode(mountpoint), "mount point"))
