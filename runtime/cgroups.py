@@ -635,7 +635,15 @@ def join_container(container: state.Container) -> None:
         RunError: not permitted.
     """
     plan = stored(container)
-    if plan is not None:
+    if plan is None:
+        return
+    try:
+        enter(plan, os.getpid(), 0)
+    except RunError:
+        if plan.version == "1" or os.geteuid() == 0 or not _systemd():
+            raise
+        # From a scope of the user's own systemd both groups have an ancestor that is the user's.
+        _make_scope(f"{_PREFIX}exec-{container.id[:16]}")
         enter(plan, os.getpid(), 0)
 
 

@@ -323,6 +323,13 @@ def _supervise(
             data = limits[0].to_data()
             if data != container.config.get("cgroup"):
                 container.save_config({**container.config, "cgroup": data})
+        waiting_one = early_one.pop() if early_one else None
+        if waiting_one is not None and plan.cgroup is not None:
+            if plan.cgroup.version == "systemd":
+                # It is in the caller's group still, from where only root could move it.
+                waiting_one.channel.close()
+                os.waitpid(waiting_one.pid, 0)
+                waiting_one = None
         started = launch.create(
             plan,
             program=program,
@@ -332,7 +339,7 @@ def _supervise(
             joins=dict(joins),
             outer=outer,
             on_pid=on_pid,
-            waiting=early_one.pop() if early_one else None,
+            waiting=waiting_one,
         )
         try:
             helper = network.start(plan.network, started.namespaces, container.directory)

@@ -20,7 +20,7 @@ def _state(pyrun: Pyrun, name: str) -> dict[str, object]:
     return item
 
 
-def _line(pyrun: Pyrun, name: str) -> None:
+def wait_for_line(pyrun: Pyrun, name: str) -> None:
     """Wait until the container has said something: its command runs."""
     with subprocess.Popen(
         [*pyrun.command, "logs", "-f", name],
@@ -35,7 +35,7 @@ def _line(pyrun: Pyrun, name: str) -> None:
 
 def test_from_start_to_removal(pyrun: Pyrun) -> None:
     container = pyrun.start("one", *_WAIT)
-    _line(pyrun, "one")
+    wait_for_line(pyrun, "one")
     assert pyrun("ps", "-q", "--no-trunc").stdout.strip() == container
     assert pyrun("ps", "--format", "{{.Name}} {{.Status}}").stdout == "one running\n"
     assert pyrun("exec", "one", "sh", "-c", "echo $((1+1)); exit 5", code=5).stdout == "2\n"
@@ -106,7 +106,7 @@ def test_a_symlink_in_the_container_does_not_lead_a_copy_out(
     victim.mkdir()
     victim.chmod(0o777)
     any_pyrun.start("c", "sh", "-c", f"ln -s {victim} /trap; echo up; sleep 100")
-    _line(any_pyrun, "c")
+    wait_for_line(any_pyrun, "c")
     source = tmp_path / "s"
     source.write_text("x")
     source.chmod(0o644)
@@ -116,7 +116,7 @@ def test_a_symlink_in_the_container_does_not_lead_a_copy_out(
 
 def test_export_is_the_whole_tree(any_pyrun: Pyrun, tmp_path: Path) -> None:
     any_pyrun.start("c", "sh", "-c", "echo new >/etc/new; echo up; sleep 100")
-    _line(any_pyrun, "c")
+    wait_for_line(any_pyrun, "c")
     output = any_pyrun.place / "x.tar"
     any_pyrun("export", "-o", str(output), "c")
     import tarfile
@@ -166,7 +166,7 @@ def _until(pyrun: Pyrun, action: str) -> None:
 
 def test_two_containers_share_namespaces(pyrun: Pyrun) -> None:
     pyrun.start("a", "sh", "-c", "echo up; sleep 100")
-    _line(pyrun, "a")
+    wait_for_line(pyrun, "a")
     single = ("--userns", "single") if pyrun.kind == "single" else ()
     base = ("run", "--rm", *single, "--rootfs", str(pyrun.rootfs))
     shared = ("--network", "container:a", "--pid", "container:a", "--ipc", "container:a")
@@ -181,7 +181,7 @@ def test_a_helper_that_is_killed_leaves_nothing_that_rm_cannot_handle(
     any_pyrun: Pyrun, victim: str
 ) -> None:
     any_pyrun.start("k", "sh", "-c", "echo kept >/kept; echo up; sleep 100")
-    _line(any_pyrun, "k")
+    wait_for_line(any_pyrun, "k")
     directory = Path(str(_state(any_pyrun, "k")["Directory"]))
     told = json.loads((directory / "state.json").read_text())
     watched = [os.pidfd_open(told[key]) for key in ("supervisor", "pid", "union_pid")]
