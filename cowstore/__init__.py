@@ -6,8 +6,7 @@ package loads nothing: names are looked up when they are first used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cowstore.errors import Damaged, NotFound, Refused, StoreError
     from cowstore.store import Store

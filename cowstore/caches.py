@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from cowstore.locks import Lock
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cowstore.store import Store
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import sqlite3
 import time
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cowstore import digest as digests
+from cowstore.database import unpack
 from cowstore.errors import Damaged, NotFound, StoreError
 from cowstore.layout import remove_tree
 from cowstore.locks import JOURNAL, Lock, Session
@@ -156,12 +156,12 @@ def _mark(db: sqlite3.Connection, living: dict[str, int], resumable: bool) -> _M
     blobs: set[str] = set()
     chains: set[str] = set()
     for listed, kept in db.execute("SELECT layers, blobs FROM images").fetchall():
-        chain = json.loads(listed)
+        chain = unpack(listed)
         layers.update(chain)
-        blobs.update(json.loads(kept))
+        blobs.update(unpack(kept))
         chains.add(digests.chain_of(chain))
     for (listed,) in db.execute("SELECT layers FROM snapshots").fetchall():
-        chain = json.loads(listed)
+        chain = unpack(listed)
         layers.update(chain)
         chains.add(digests.chain_of(chain))
     for kind, ref in db.execute("SELECT kind, ref FROM leases").fetchall():

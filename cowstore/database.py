@@ -8,15 +8,17 @@ unpacked or fetched. Source of the settings: sqlite.org/wal.html, pragma synchro
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 import time
+from _thread import RLock
 from collections.abc import Iterable, Iterator, Sequence
-from threading import RLock
-from typing import Any, Final
 
 from cowstore.errors import Damaged, StoreError
 from cowstore.layout import Layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _SCHEMA: Final = """
 CREATE TABLE layers (
@@ -47,6 +49,16 @@ CREATE TABLE checked (
     name TEXT PRIMARY KEY, checked_at REAL NOT NULL) WITHOUT ROWID;
 """
 _VERSION: Final = 1
+
+
+def pack(items: Iterable[str]) -> str:
+    """Names and digests, which have no spaces in them, as one column."""
+    return " ".join(items)
+
+
+def unpack(text: str) -> list[str]:
+    """The inverse."""
+    return text.split()
 
 
 def connect(layout: Layout, *, durable: bool = True) -> sqlite3.Connection:
@@ -241,9 +253,9 @@ def add_image(
             image,
             config_digest,
             media_type,
-            json.dumps(list(layers)),
+            pack(layers),
             chain_of(layers),
-            json.dumps(sorted(set(blobs))),
+            pack(sorted(set(blobs))),
             content,
             time.time(),
             int(artifact),

@@ -8,7 +8,6 @@ for longest. What a running command is just writing is left alone.
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import stat
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from cowstore import digest as digests
 from cowstore.codec import read_chunks
 from cowstore.collect import living_sessions
+from cowstore.database import unpack
 from cowstore.errors import Damaged, StoreError
 from cowstore.layers import archive_of
 from cowstore.manifest import Entry, Manifest
@@ -109,11 +109,11 @@ class Checker:
             if image not in images:
                 yield Finding("wrong-link", name, f"the name points to {image}, which is not here")
         for image, listed, kept in database.rows("SELECT id, layers, blobs FROM images"):
-            layers = json.loads(listed)
+            layers = unpack(listed)
             for diff_id in layers:
                 if not any(s.database.has_layer(diff_id) for s in self.store.holders()):
                     yield Finding("layer-missing", diff_id, f"image {image[:19]}… lies on it")
-            yield from self._documents(image, layers, json.loads(kept))
+            yield from self._documents(image, layers, unpack(kept))
 
     def _documents(self, image: str, layers: list[str], kept: list[str]) -> Iterator[Finding]:
         """The manifest and the configuration must be whole, and tell of the same layers."""
@@ -289,7 +289,7 @@ class Checker:
         database = self.store.database
         for table in ("images", "snapshots"):
             for (listed,) in database.rows(f"SELECT layers FROM {table}"):
-                layers = json.loads(listed)
+                layers = unpack(listed)
                 found[digests.chain_of(layers)] = layers
         return found
 

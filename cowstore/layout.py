@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import Final
 
 from cowstore.errors import StoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FORMAT: Final = b"cowstore 1\n"
 _DIRECTORIES: Final = (

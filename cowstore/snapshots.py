@@ -8,23 +8,23 @@ becomes a *base*, a lower of both, and both get a new place.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
+from cowstore.database import pack, unpack
 from cowstore.errors import NotFound, StoreError
 from cowstore.layout import owns_all
 from cowstore.locks import JOURNAL, check_snapshot_free
 from cowstore.types import Image, Lowers, Snapshot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cowstore.store import Store
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _COLUMNS = "id, image, layers, chain, bases, parent, created_at, place"
 #: What a union over any image is told: an upper then never refers to what lies beneath it,
 #: and a commit reads nothing else.
@@ -47,13 +47,18 @@ def _lowers_of(store: Store, layers: Sequence[str], chain: str, *, view: bool) -
     return Lowers((caches.tree_path(store, layers, chain, flavour),), words, False)
 
 
+def _is_id(text: str) -> bool:
+    rest = text.replace("_", "").replace(".", "").replace("-", "")
+    return len(text) <= 64 and text.isascii() and text[:1].isalnum() and rest.isalnum()
+
+
 def check_id(text: str) -> str:
     """A snapshot's id.
 
     Raises:
         StoreError: not one.
     """
-    if not _ID.fullmatch(text):
+    if not _is_id(text):
         raise StoreError(
             f"{text!r}: not an id for a snapshot", "letters, digits, '.', '_' and '-', 64 at most"
         )
@@ -78,7 +83,7 @@ def _insert(store: Store, name: str, image: Image, parent: str) -> tuple[str, fl
             # In a store that is only read: its layers cannot vanish from here.
             store.resolve(image.id)
         place = _new_place(store, name)
-        chain = (json.dumps(image.layers), image.chain)
+        chain = (pack(image.layers), image.chain)
         _add_row(db, name, image.id, chain, [], parent, now, place)
     return place, now
 
@@ -95,7 +100,7 @@ def _add_row(
 ) -> None:
     db.execute(
         "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (name, image, *chain, json.dumps(bases), parent, now, place),
+        (name, image, *chain, pack(bases), parent, now, place),
     )
 
 
@@ -134,8 +139,8 @@ def _snapshot(
 
 def _from_row(store: Store, row: tuple[Any, ...]) -> Snapshot:
     name, image, layers, chain, bases, parent, created_at, place = row
-    below = _lowers_of(store, json.loads(layers), chain, view=True)
-    return _snapshot(store, name, image, json.loads(bases), parent, created_at, place, below)
+    below = _lowers_of(store, unpack(layers), chain, view=True)
+    return _snapshot(store, name, image, unpack(bases), parent, created_at, place, below)
 
 
 def find(store: Store, id: str) -> Snapshot:
@@ -145,7 +150,7 @@ def find(store: Store, id: str) -> Snapshot:
         NotFound: none, or several begin like that.
     """
     row = store.database.row(f"SELECT {_COLUMNS} FROM snapshots WHERE id=?", id)
-    if row is None and _ID.fullmatch(id):
+    if row is None and _is_id(id):
         rows = store.database.rows(
             f"SELECT {_COLUMNS} FROM snapshots WHERE substr(id, 1, ?)=? LIMIT 2", len(id), id
         )
@@ -178,14 +183,14 @@ def clone(store: Store, id: str, new: str | None) -> Snapshot:
             if db.execute("SELECT 1 FROM snapshots WHERE id=?", (name,)).fetchone():
                 raise StoreError(f"there is a snapshot {name} already", "choose another --id")
             image, layers, chain, listed, place = row
-            bases = json.loads(listed)
+            bases = unpack(listed)
             if os.listdir(store.layout.path("snapshots", place, "upper")):
                 bases = [place, *bases]
                 fresh = _new_place(store, original.id)
                 _same_root(store, place, fresh)
                 db.execute(
                     "UPDATE snapshots SET bases=?, place=? WHERE id=?",
-                    (json.dumps(bases), fresh, original.id),
+                    (pack(bases), fresh, original.id),
                 )
             mine = _new_place(store, name)
             _same_root(store, place, mine)
@@ -212,7 +217,7 @@ def live_places(db: sqlite3.Connection) -> set[str]:
     found: set[str] = set()
     for place, listed in db.execute("SELECT place, bases FROM snapshots").fetchall():
         found.add(place)
-        found.update(json.loads(listed))
+        found.update(unpack(listed))
     return found
 
 

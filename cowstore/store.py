@@ -7,20 +7,21 @@ some methods need (archives, compression, HTTP) is imported there.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
-from cowstore.database import Database
+from cowstore.database import Database, unpack
 from cowstore.errors import NotFound, StoreError
 from cowstore.layout import Layout, default_root
 from cowstore.locks import Session, dead_sessions
 from cowstore.types import CommitOptions, Image, ImageRef, Layer, Lowers, Progress, Snapshot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cowstore.layers import Layers
     from cowstore.merge import Node
     from cowstore.rules import Limits
@@ -192,7 +193,7 @@ class Store:
             image,
             config_digest,
             media_type,
-            tuple(json.loads(layers)),
+            tuple(unpack(layers)),
             chain,
             tuple(sorted(names)),
             content,

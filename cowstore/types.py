@@ -8,16 +8,19 @@ specification writes them, or seconds since 1970 where a name ends in ``_at``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cowstore.record import Record
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
 #: Called while bytes move: (what, done, total); total is 0 where it is not known.
 Progress = Callable[[str, int, int], None]
 
 
-class Layer(NamedTuple):
+class Layer(Record):
     """One layer of the store.
 
     Attributes:
@@ -33,7 +36,7 @@ class Layer(NamedTuple):
     entries: int
 
 
-class Image(NamedTuple):
+class Image(Record):
     """One image: a manifest, its configuration, and its layers.
 
     Attributes:
@@ -81,7 +84,7 @@ class Image(NamedTuple):
         return part if isinstance(part, dict) else {}
 
 
-class Lowers(NamedTuple):
+class Lowers(Record):
     """What a union is given for an image.
 
     Attributes:
@@ -102,7 +105,7 @@ class Lowers(NamedTuple):
         return tuple(map(Path, self.places))
 
 
-class Snapshot(NamedTuple):
+class Snapshot(Record):
     """A writable copy of an image: an upper and a work directory of its own.
 
     Attributes:
@@ -151,7 +154,7 @@ def escaped(path: str) -> str:
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
-class CommitOptions(NamedTuple):
+class CommitOptions(Record):
     """What a commit writes beside the layer.
 
     Attributes:
@@ -173,7 +176,7 @@ class CommitOptions(NamedTuple):
     annotations: tuple[tuple[str, str], ...] = ()
 
 
-class ImageRef(NamedTuple):
+class ImageRef(Record):
     """Where an image is: a transport, a place, and a tag or digest in it.
 
     ``str()`` gives back what ``parse`` takes. Transports: ``oci``, ``oci-archive``,

@@ -7,21 +7,22 @@ imported: a container waits for ``snapshot create`` and ``mount``. Exit codes: 0
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from cowstore.record import Record
 from unionfs.errors import UserError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+    from typing import Final
+
     from cowstore.store import Store
 
-Configure = Callable[[argparse.ArgumentParser], None]
 
-
-class Command(NamedTuple):
+class Command(Record):
     """A command: where its code is, and a line about it."""
 
     module: str
@@ -50,48 +51,60 @@ COMMANDS: Final[dict[str, Command]] = {
 }
 
 
-class _Formatter(argparse.HelpFormatter):
-    """Knows the width without ``shutil``, which is slow to load and asked for at every option."""
+class Arguments:
+    """What a parser makes of a command line."""
 
-    def __init__(self, prog: str) -> None:
-        width = os.environ.get("COLUMNS", "")
-        super().__init__(prog, width=int(width) if width.isdigit() and width != "0" else 98)
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors are raised, not printed."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"formatter_class": _Formatter, **options})
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(message, f"{self.prog} --help")
+    def __init__(self, **values: object) -> None:
+        self.__dict__.update(values)
 
 
-def common(parser: argparse.ArgumentParser) -> None:
-    """Options that every command takes."""
-    group = parser.add_argument_group("store")
-    group.add_argument("--root", metavar="DIR", default=argparse.SUPPRESS, help="the store")
-    group.add_argument(
-        "--store",
-        metavar="DIR",
-        action="append",
-        default=argparse.SUPPRESS,
-        help="a further store, only read; may be repeated",
-    )
-    group.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
-    group.add_argument(
-        "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="print less"
-    )
-    group.add_argument(
-        "--no-sync",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="do not wait for the disk: a power cut may lose what was done",
-    )
+#: Command lines that a container waits for: words, names of the places, options with a value.
+_QUICK: Final[dict[tuple[str, ...], tuple[tuple[str, ...], dict[str, object]]]] = {
+    ("snapshot", "create"): (("name",), {"id": None}),
+    ("mount",): (("what", "mountpoint"), {}),
+}
+_SWITCHES: Final = {"--json": "json", "-q": "quiet", "--quiet": "quiet", "--no-sync": "no_sync"}
 
 
-def open_store(arguments: argparse.Namespace, *, blobs: str = "auto", ratio: int = 0) -> Store:
+def quick_arguments(words: Sequence[str]) -> Arguments | None:
+    """The arguments of a plain ``snapshot create`` or ``mount``; None: for the parser to read.
+
+    Loading and building a parser takes as long as all the rest of those.
+    """
+    rest = list(words)
+    plain: list[str] = []
+    found: dict[str, object] = {}
+    stores: list[str] = []
+    while rest:
+        word = rest.pop(0)
+        if word in _SWITCHES:
+            found[_SWITCHES[word]] = True
+        elif word in ("--root", "--store", "--id") and rest and not rest[0].startswith("-"):
+            value = rest.pop(0)
+            if word == "--store":
+                stores.append(value)
+            else:
+                found[word[2:]] = value
+        elif word.startswith("-"):
+            return None
+        else:
+            plain.append(word)
+    for command, (places, options) in _QUICK.items():
+        count = len(command)
+        if tuple(plain[:count]) == command and len(plain) == count + len(places):
+            if "id" in found and "id" not in options:
+                return None
+            if stores:
+                found["store"] = stores
+            values = dict(zip(places, plain[count:], strict=True))
+            fixed = {"command": command[0], "part": command[-1], "words": [], "foreground": False}
+            return Arguments(**fixed, **{**options, **values, **found})
+    return None
+
+
+def open_store(
+    arguments: argparse.Namespace | Arguments, *, blobs: str = "auto", ratio: int = 0
+) -> Store:
     """The store that the arguments name.
 
     Raises:
@@ -113,12 +126,12 @@ def open_store(arguments: argparse.Namespace, *, blobs: str = "auto", ratio: int
     ).open()
 
 
-def wants_json(arguments: argparse.Namespace) -> bool:
+def wants_json(arguments: argparse.Namespace | Arguments) -> bool:
     """Whether to print JSON."""
     return bool(getattr(arguments, "json", False))
 
 
-def is_quiet(arguments: argparse.Namespace) -> bool:
+def is_quiet(arguments: argparse.Namespace | Arguments) -> bool:
     """Whether to print less."""
     return bool(getattr(arguments, "quiet", False))
 
@@ -157,26 +170,17 @@ def find_command(word: str) -> tuple[str, Command]:
     raise UserError(f"no such command: {word}", "cowstore --help")
 
 
-def make_parser(name: str, command: Command) -> Parser:
-    """The parser of one command."""
-    from importlib import import_module
-
-    module = import_module(f"cowstore.cli.{command.module}")
-    text = command.help[0].upper() + command.help[1:]
-    parser = Parser(prog=f"cowstore {name}", description=text)
-    configure: Configure = module.PARSERS[name]
-    configure(parser)
-    common(parser)
-    parser.set_defaults(run=module.RUN[name], command=name)
-    return parser
-
-
 def run(words: Sequence[str]) -> int:
     """Carry out one command line; the exit code.
 
     Raises:
         UserError: for the caller to show.
     """
+    arguments = quick_arguments(words)
+    if arguments is not None:
+        from cowstore.cli import snapshot
+
+        return snapshot.RUN[str(arguments.__dict__["command"])](arguments)
     front, word, rest = _split(words)
     if any(option in ("-h", "--help") for option in front):
         sys.stdout.write(_overview())
@@ -188,10 +192,12 @@ def run(words: Sequence[str]) -> int:
         return 0
     if not word:
         raise UserError("no command", "cowstore --help")
+    from cowstore.cli.parser import make_parser
+
     name, command = find_command(word)
-    arguments = make_parser(name, command).parse_args([*rest, *front])
-    action: Callable[[argparse.Namespace], int] = arguments.run
-    return action(arguments)
+    parsed = make_parser(name, command).parse_args([*rest, *front])
+    action: Callable[[argparse.Namespace], int] = parsed.run
+    return action(parsed)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -54,7 +54,7 @@ def _layers(arguments: argparse.Namespace) -> int:
             for diff_id in set(image.layers):
                 users[diff_id] = users.get(diff_id, 0) + 1
     if wants_json(arguments):
-        dump([{**layer._asdict(), "images": users[layer.diff_id]} for layer in layers])
+        dump([{**layer.to_data(), "images": users[layer.diff_id]} for layer in layers])
         return 0
     rows = [
         (layer.diff_id[7:19], str(layer.entries), size(layer.content), str(users[layer.diff_id]))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import Any
 
-from cowstore.cli.main import common, is_quiet, open_store, wants_json
-from cowstore.types import Snapshot
+from cowstore.cli.main import is_quiet, open_store, wants_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from cowstore.types import Snapshot
 
 
 def _snapshot_parser(parser: argparse.ArgumentParser) -> None:
+    from cowstore.cli.parser import common
+
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     create = parts.add_parser(
         "create",
@@ -66,7 +72,7 @@ def _as_json(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _snapshot(arguments: argparse.Namespace) -> int:
+def _snapshot(arguments: Any) -> int:
     with open_store(arguments) as store:
         if arguments.part == "create":
             return _tell(arguments, store.snapshot_create(arguments.name, arguments.id))
@@ -81,7 +87,7 @@ def _snapshot(arguments: argparse.Namespace) -> int:
         return _commit(arguments, store)
 
 
-def _tell(arguments: argparse.Namespace, snapshot: Snapshot) -> int:
+def _tell(arguments: Any, snapshot: Snapshot) -> int:
     if wants_json(arguments):
         from cowstore.cli.output import dump
 
@@ -91,7 +97,7 @@ def _tell(arguments: argparse.Namespace, snapshot: Snapshot) -> int:
     return 0
 
 
-def _list(arguments: argparse.Namespace, snapshots: list[Snapshot]) -> int:
+def _list(arguments: Any, snapshots: list[Snapshot]) -> int:
     from cowstore.cli.output import age, dump, table
 
     if wants_json(arguments):
@@ -104,7 +110,7 @@ def _list(arguments: argparse.Namespace, snapshots: list[Snapshot]) -> int:
     return 0
 
 
-def _commit(arguments: argparse.Namespace, store: Any) -> int:
+def _commit(arguments: Any, store: Any) -> int:
     from cowstore.types import CommitOptions
 
     options = CommitOptions(
@@ -138,7 +144,7 @@ def _mount_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
 
 
-def _mount(arguments: argparse.Namespace) -> int:
+def _mount(arguments: Any) -> int:
     from cowstore.mounting import mount
 
     with open_store(arguments) as store:

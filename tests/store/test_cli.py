@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cowstore.cli.main import COMMANDS, make_parser
+from cowstore.cli.main import COMMANDS, quick_arguments
+from cowstore.cli.parser import make_parser
 from tests.store.archives import M, d, tar
 from tests.store.commands import cowstore, ok
 
@@ -109,3 +110,42 @@ def test_help_is_there() -> None:
     assert "snapshot" in ok(Path("/nowhere"), "--help")
     assert "--platform" in ok(Path("/nowhere"), "import", "--help")
     assert ok(Path("/nowhere"), "--version").startswith("cowstore ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["snapshot", "create", "x"],
+        ["--root", "r", "snapshot", "create", "x", "--id", "i"],
+        ["snapshot", "create", "x", "--json", "--store", "a", "--store", "b", "-q"],
+        ["mount", "x", "/mnt", "--root", "r"],
+        ["--no-sync", "mount", "x", "/mnt"],
+    ],
+)
+def test_short_cuts_read_what_the_parser_reads(words: list[str]) -> None:
+    quick = quick_arguments(words)
+    assert quick is not None
+    name = "snapshot" if "snapshot" in words else "mount"
+    front = [w for w in words if w != name]
+    parsed = vars(make_parser(name, COMMANDS[name]).parse_args(front))
+    for key, value in parsed.items():
+        assert key == "run" or quick.__dict__[key] == value, key
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["snapshot"],
+        ["snapshot", "create"],
+        ["snapshot", "create", "a", "b"],
+        ["snapshot", "list"],
+        ["snapshot", "create", "x", "--help"],
+        ["snapshot", "create", "x", "--id"],
+        ["snapshot", "create", "--id=y", "x"],
+        ["mount", "x", "m", "-f"],
+        ["mount", "x", "m", "--id", "y"],
+    ],
+)
+def test_all_else_is_for_the_parser(words: list[str]) -> None:
+    assert quick_arguments(words) is None

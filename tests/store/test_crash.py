@@ -95,7 +95,7 @@ def rounds(base: Path, tmp_path: Path, count: int) -> None:
 
 
 def test_killed_at_any_moment(base: Path, tmp_path: Path) -> None:
-    rounds(base, tmp_path, 12)
+    rounds(base, tmp_path, 9)
 
 
 @pytest.mark.full
