@@ -68,6 +68,7 @@ def check_work(work: Path) -> None:
 def check_records(layers: Layers) -> None:
     """Every identity record speaks of a file that is in the upper."""
     known = {(layers.upper / os.fsdecode(path)).lstat().st_ino for path in walk(layers.upper)}
+    known |= {path.lstat().st_ino for path in layers.work.glob("pyunion/index/*/file")}
     records = {int(name) for name in os.listdir(layers.work / "pyunion" / "records")}
     assert records <= known, f"records of files that are gone: {records - known}"
 

@@ -17,6 +17,7 @@ from tests.layers import OLD_NS, Dir, File, Layers, Link, Symlink
 from tests.test_diff import diff
 from unionfs import index, steps
 from unionfs.daemon import open_union
+from unionfs.fsck import fsck
 from unionfs.index import read_folder
 from unionfs.ops import Ops
 from unionfs.options import MountOptions
@@ -174,6 +175,109 @@ def test_a_union_mounted_read_only_shows_the_index_and_leaves_it(make_layers: Ma
         assert buffer.startswith(b"DATA")
         opened.close()
     assert promised(union) == [b"d/b", b"d/c"]
+
+
+def test_two_mounts_of_one_process_number_name_their_folders_apart(rig: OpenRig) -> None:
+    union = rig({**LOWER, b"x": File(b"2"), b"y": Link(b"x")}, index=True)
+    union.write(b"a", 0, b"DATA")
+    union.remount()
+    union.write(b"x", 0, b"3")
+    union.remount()
+    assert (union.read(b"d/b"), union.read(b"y")) == (b"DATA", b"3")
+
+
+@pytest.mark.parametrize("redirect_dir", ["copy", "on"])
+def test_names_beneath_a_redirected_directory_that_moves_with_its_parent(
+    make_layers: MakeLayers, redirect_dir: str
+) -> None:
+    layers = make_layers(LOWER)
+    with Rig(layers, redirect_dir="on") as first:
+        first.mkdir(b"new", 0o755)
+        first.rename(b"d", b"new/d")
+    with Rig(layers, index=True, redirect_dir=redirect_dir) as union:
+        union.write(b"a", 0, b"DATA")
+        union.rename(b"new", b"new2")
+        for _ in range(2):
+            assert union.read(b"new2/d/b") == b"DATA"
+            assert union.lstat(b"a").nlink == 3
+            union.remount()
+        union.unlink(b"new2/d/b")
+        assert union.lstat(b"a").nlink == 2
+
+
+def test_a_file_and_the_directory_of_its_other_names_change_places(rig: OpenRig) -> None:
+    union = rig({**LOWER, b"p": File(b"p"), b"q": Link(b"p")}, index=True, redirect_dir="on")
+    union.write(b"p", 0, b"P")
+    union.unlink(b"q")
+    union.call(index.complete, union.union)
+    union.rename(b"d", b"a", calls.RENAME_EXCHANGE)
+    union.write(b"d", 0, b"DATA")
+    union.remount()
+    assert (union.read(b"a/b"), union.read(b"a/c"), union.read(b"d")) == (b"DATA",) * 3
+    assert union.lstat(b"d").nlink == 3
+
+
+def test_many_files_in_redirected_directories(
+    rig: OpenRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree: dict[bytes, File | Link] = {}
+    for number in range(12):
+        tree |= {b"d/f%d" % number: File(b"x"), b"d/g%d" % number: Link(b"d/f%d" % number)}
+    union = rig(tree, index=True, redirect_dir="on")
+    union.rename(b"d", b"e")
+    for number in range(12):
+        union.write(b"e/f%d" % number, 0, b"longer")
+    monkeypatch.setattr("unionfs.union._MAX_HOPS", 10)
+    union.remount()
+    assert union.read(b"e/g7") == b"longer"
+    sizes = {change.size for change in diff(union.layers) if change.status == "A" and change.size}
+    assert sizes == {6}
+
+
+@pytest.mark.parametrize("error_number", [errno.ENAMETOOLONG, errno.ENOSPC])
+def test_a_filesystem_whose_symlinks_are_short(
+    rig: OpenRig, monkeypatch: pytest.MonkeyPatch, error_number: int
+) -> None:
+    union = rig(LOWER, index=True)
+
+    def symlink(*_: object, **__: object) -> None:
+        raise error(error_number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unionfs.index.os.symlink", symlink)
+        if error_number == errno.ENOSPC:
+            with pytest.raises(OSError):
+                union.write(b"a", 0, b"DATA")
+            assert promised(union) == []
+            return
+        union.write(b"a", 0, b"DATA")
+    union.remount()
+    assert union.read(b"d/c") == b"DATA"
+
+
+def test_a_lower_file_that_has_lost_its_names_leaves_them_to_the_index(
+    make_layers: MakeLayers,
+) -> None:
+    layers = make_layers({b"a": File(b"data"), b"d/b": Link(b"a")})
+    with Rig(layers, index=True) as union:
+        union.write(b"a", 0, b"DATA")
+    (layers.lowers[0] / "a").unlink()
+    with Rig(layers, index=True) as union:
+        assert union.read(b"d/b") == b"DATA"
+    for path in (layers.lowers[0], layers.lowers[0] / "d/b"):
+        os.utime(path, ns=(OLD_NS, OLD_NS))
+
+
+def test_the_record_of_what_only_the_index_holds_is_good(make_layers: MakeLayers) -> None:
+    layers = make_layers({b"s": Symlink(b"to"), b"t": Link(b"s")})
+    with Rig(layers, index=True, family=None, whiteouts="dotwh") as union:
+        number = union.lstat(b"t").ino
+        union.chown(b"s", 5, 6)
+        union.unlink(b"s")
+    lowers = [os.fsencode(path) for path in layers.lowers]
+    fsck(os.fsencode(layers.upper), os.fsencode(layers.work), lowers, repair=True)
+    with Rig(layers, index=True, family=None, whiteouts="dotwh") as union:
+        assert union.lstat(b"t").ino == number
 
 
 def test_what_the_index_holds_is_a_change(rig: OpenRig) -> None:

@@ -357,7 +357,7 @@ def _publish(
                 upper.run(steps.Rename(upper.stage_fd, temp, to, name, flags))
         union.note_name(parent, name, inode.kind)
         return
-    folder = upper.temp_name()
+    folder = index.new_folder(upper)
     place = folder + b"/" + index.FILE
     staged: steps.Step
     if temp is None:

@@ -24,7 +24,7 @@ from unionfs import formats
 from unionfs.index import FILE, read_folder
 from unionfs.layer import Entry, LayerDir
 from unionfs.masks import masks_for
-from unionfs.resolve import Says, resolve
+from unionfs.resolve import Says
 from unionfs.sys.mountinfo import read_mounts
 from unionfs.types import Options
 from unionfs.union import Union
@@ -217,9 +217,13 @@ class _Comparison:
 
     def _sides(self, pair: _Pair, name: bytes) -> tuple[list[Entry], list[Entry]]:
         """What makes up the name in the union, and in the lowers alone."""
-        before = resolve(self.union.says(pair.before, name))
+        before = self.union.resolve_in(pair.before, name)
         if not pair.tied:
-            return resolve(self.union.says(pair.now, name)), before
+            if name in self.indexed.get(pair.path, ()) and pair.now[0].probe(name) is None:
+                entry = self._from_index(pair.path, name)
+                if entry is not None:
+                    return [entry], before
+            return self.union.resolve_in(pair.now, name), before
         top = pair.now[0].probe(name) or self._from_index(pair.path, name)
         if top is None or top.says is Says.WHITEOUT:
             return [], before if top is not None else []
@@ -227,7 +231,7 @@ class _Comparison:
             return [top], before
         assert top.sub is not None
         if top.sub.redirect is not None:
-            return resolve(self.union.says(pair.now, name)), before
+            return self.union.resolve_in(pair.now, name), before
         return [top, *(entry for entry in before if entry.sub is not None)], before
 
     def _from_index(self, path: bytes, name: bytes) -> Entry | None:

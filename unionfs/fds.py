@@ -7,6 +7,7 @@ requests: a number handed out inside the monitor is good until it is left.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from collections import OrderedDict
@@ -117,7 +118,8 @@ class Descriptors:
     def close_dead(self) -> None:
         """Close what ``release`` put aside. Without the monitor."""
         while self._dead:
-            os.close(self._dead.pop())
+            with contextlib.suppress(OSError):  # the file is gone: nobody waits for its data
+                os.close(self._dead.pop())
 
     def drop_dir(self, directory: LayerDir) -> None:
         """Close a directory's descriptor."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 from unionfs import masks
@@ -24,7 +24,7 @@ from unionfs.findings import ORIGIN_FORM, Finding
 from unionfs.fsck_portable import Rewrite, make_portable
 from unionfs.fsck_repair import repair_upper, repair_work
 from unionfs.fsck_tree import Tree
-from unionfs.index import read_folder, recover
+from unionfs.index import FILE, read_folder, recover
 from unionfs.sys.mountinfo import read_mounts
 from unionfs.types import Options
 from unionfs.union import Union
@@ -189,6 +189,10 @@ def check(guard: Guard, upper: bytes, lowers: Sequence[bytes]) -> list[Finding]:
             tree.walk()
     finally:
         view.close()
+    for folder in guard.names(b"index"):
+        with suppress(OSError):
+            file = os.stat(guard.path(b"index", folder, FILE), follow_symlinks=False)
+            tree.confirmed.add(file.st_ino)
     findings += [
         Finding("record-stale", OURS + b"/records/%d" % ino, in_work=True)
         for ino in sorted(records.keys() - tree.confirmed)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from unionfs import steps
 from unionfs.layer import Entry, LayerDir
-from unionfs.resolve import Says, resolve
+from unionfs.resolve import Says
 from unionfs.sys import calls
 from unionfs.upper import remove_tree
 
@@ -62,6 +62,16 @@ class Indexed:
         return self.folder + b"/" + FILE
 
 
+def new_folder(upper: Upper) -> bytes:
+    """A name that the index does not hold: what it keeps may be of a process with our number."""
+    while True:
+        folder = upper.temp_name()
+        try:
+            os.stat(folder, dir_fd=upper.index_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return folder
+
+
 def publish(
     union: Union, inode: Inode, staged: steps.Step, folder: bytes, names: Sequence[Name]
 ) -> None:
@@ -93,13 +103,18 @@ def publish(
     known.keys = ((inode.low.layer.index, inode.real), (0, real))
     _register(union, known)
     inode.indexed = known
-    given: list[Name] = []
+    given = names[:1] if union.options.index else names
     try:
-        for parent, name in names[:1] if union.options.index else names:
-            given.append((parent, name))
-            give(union, known, parent, name)
+        for parent, name in given:
+            _give(union, known, parent, name)
+        # All names first: until here a crash, also in the undoing below, gives all of them.
+        if len(given) < len(names):
+            for parent, name in given:
+                _strike(union, known, _path(union.updir(parent), name))
+        else:
+            _discard(upper, folder)
+            _forget(union, known)
     except BaseException:
-        # The folder goes last: a crash in here is completed at the next mount.
         for parent, name in given:
             union.forget_listing(parent)
             with contextlib.suppress(OSError):
@@ -120,8 +135,12 @@ def _path(parent: LayerDir, name: bytes) -> bytes:
 def _write_entry(upper: Upper, entry: bytes, path: bytes) -> None:
     """A symlink is whole or not there, without an fsync."""
     if len(path) <= _SYMLINK_MAX:
-        os.symlink(path, entry, dir_fd=upper.stage_fd)
-        return
+        try:
+            os.symlink(path, entry, dir_fd=upper.stage_fd)
+            return
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # xfs: 1023 bytes, ext4: one block
+                raise
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     fd = os.open(entry, flags, 0o600, dir_fd=upper.stage_fd)
     try:
@@ -175,12 +194,27 @@ def settle(union: Union, found: list[Entry], parent: Inode, name: bytes) -> bool
         return False
     from unionfs.copyup import ensure_dir
 
-    ensure_dir(union, parent)
-    give(union, union.index[0, top.st.st_ino], parent, name)
+    directory = ensure_dir(union, parent)
+    known = union.index[0, top.st.st_ino]
+    _give(union, known, parent, name)
+    _strike(union, known, _path(directory, name))
     return True
 
 
-def give(union: Union, known: Indexed, parent: Inode, name: bytes) -> None:
+def before_move(union: Union, inode: Inode) -> None:
+    """A directory is to be moved: what it holds that is only in the index gets its names now.
+
+    Raises:
+        OSError: from the upper.
+    """
+    if inode.dirs is None or not union.index:
+        return
+    prefix = union.updir(inode).path() + b"/"
+    if any(path.startswith(prefix) for known in union.index.values() for path in known.names):
+        complete(union)
+
+
+def _give(union: Union, known: Indexed, parent: Inode, name: bytes) -> None:
     """Put a name into the upper directory of ``parent``, which is there.
 
     Raises:
@@ -194,7 +228,6 @@ def give(union: Union, known: Indexed, parent: Inode, name: bytes) -> None:
     with kept_times(directory), contextlib.suppress(FileExistsError):
         upper.run(steps.Link(upper.index_fd, known.name, directory.dirfd(), name))
     union.note_name(parent, name, kind)
-    _strike(union, known, _path(directory, name))
 
 
 def _strike(union: Union, known: Indexed, path: bytes) -> None:
@@ -274,12 +307,12 @@ def _link(upper: Upper, folder: bytes, path: bytes) -> None:
 
 
 def _has(upper: Upper, path: bytes) -> bool:
-    """Whether the upper has the path, even as a whiteout, or cannot have it any more."""
+    """Whether the upper has the path, even as a whiteout."""
     above, _, name = path.rpartition(b"/")
     try:
         fd = calls.open_deep(upper.upper_fd, above)
     except (FileNotFoundError, NotADirectoryError):
-        return True
+        return False
     try:
         os.stat(name, dir_fd=fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -303,18 +336,21 @@ def recover(union: Union, *, keep: bool) -> None:
     for text in sorted(os.listdir(upper.index_fd)):
         folder = os.fsencode(text)
         names, well = read_folder(b"/proc/self/fd/%d/%s" % (upper.index_fd, folder))
-        key = None
+        given = [path for path in names if _has(upper, path)]  # a crash came before the striking
+        keys: set[tuple[int, int] | None] = set()
         if well and (keep or read_only):
-            key = _lower_key(union, upper, folder, next(iter(names)))
+            promised = [path for path in names if path not in given]
+            keys = {_lower_key(union, upper, folder, path) for path in promised}
+        key = keys.pop() if len(keys) == 1 else None
         if key is not None:
             real = upper.index_dir.stat(folder + b"/" + FILE).st_ino
             known = Indexed((key, (0, real)), folder, 0)
             known.names = names
             _register(union, known)
-            for path in [path for path in names if _has(upper, path)]:
-                # A crash came between the link and this.
+            for path in given:
                 known.names.pop(path) if read_only else _strike(union, known, path)
-        if key is not None or read_only:
+            continue
+        if read_only:
             continue
         for path in names:
             _link(upper, folder, path)
@@ -326,16 +362,16 @@ def _lower_key(union: Union, upper: Upper, folder: bytes, path: bytes) -> tuple[
 
     None where the lowers have something else there by now.
     """
-    dirs = union.root.dirs
+    dirs: Sequence[LayerDir] = union.root.dirs or ()
     found: list[Entry] = []
     for part in path.split(b"/"):
-        if not dirs:
-            return None
-        found = resolve(union.says(dirs, part))
+        found = union.resolve_in(dirs, part)
         dirs = [entry.sub for entry in found if entry.sub is not None]
     if not found or found[0].sub is not None or found[0].dir.layer.is_upper:
         return None
     top = found[0]
+    if top.st.st_nlink < 2:
+        return None  # the other names would not be looked up in the index
     name = folder + b"/" + FILE
     origin = upper.origin_of(upper.index_dir, name, upper.index_dir.stat(name))
     if origin is not None and origin != union.identity_of(top.dir.layer, top.st):

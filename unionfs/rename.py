@@ -253,6 +253,7 @@ def _move(
             continue
         if turns == union.monitor.turns or inode is _source(union, old_parent, old):
             break
+    index.before_move(union, inode)
     old_hides = bool(union.below(old_parent, old))
     new_hides = bool(union.below(parent, name))
     _hide_below(union, inode, new_hides)
@@ -425,6 +426,8 @@ def _exchange(union: Union, old_parent: Inode, old: bytes, parent: Inode, name: 
             continue
         if turns == union.monitor.turns or one is _source(union, old_parent, old):
             break
+    index.before_move(union, one)
+    index.before_move(union, two)
     _hide_below(union, one, bool(union.below(parent, name)))
     _hide_below(union, two, bool(union.below(old_parent, old)))
     _carry_impure(union, source, old, directory)

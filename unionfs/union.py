@@ -276,6 +276,11 @@ class Union:
             dirs = [entry.sub for entry in found if entry.sub is not None]
         yield from self.says(dirs, names[-1])
 
+    def resolve_in(self, dirs: Sequence[LayerDir], name: bytes) -> list[Entry]:
+        """The entries of these directories that make up a name."""
+        self._hops = 0
+        return resolve(self.says(dirs, name))
+
     def find(self, parent: Inode, name: bytes) -> list[Entry]:
         """The layers' entries that make up ``name``; empty: it does not exist."""
         dirs = parent.dirs
@@ -422,7 +427,7 @@ class Union:
                 try:
                     st = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 except FileNotFoundError:
-                    return None
+                    return self._listed_slowly(parent, listing, name)
                 real = st.st_ino
                 ino = real + layer.space
                 if (
@@ -439,6 +444,11 @@ class Union:
                     inode.name = name
                     parent.children += 1
                     return inode, st
+        return self._listed_slowly(parent, listing, name)
+
+    def _listed_slowly(
+        self, parent: Inode, listing: Listing, name: bytes
+    ) -> tuple[Inode, os.stat_result] | None:
         found = self.find_listed(parent, listing, name)
         return (self.inode_for(parent, name, found), found[0].st) if found else None
 
