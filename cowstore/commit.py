@@ -16,7 +16,7 @@ from cowstore import oci
 from cowstore.database import add_blob, add_image, set_name
 from cowstore.errors import StoreError
 from cowstore.instructions import apply
-from cowstore.layers import Brought, LayerSource, sync, write_blob
+from cowstore.layers import Brought, LayerSource, write_blobs
 from cowstore.locks import Session
 from cowstore.manifest import Entry
 from cowstore.types import CommitOptions, Image, Snapshot
@@ -56,7 +56,7 @@ def commit(store: Store, snapshot: Snapshot, name: str | None, options: CommitOp
             *(oci.Descriptor(oci.OCI_LAYER, b.diff_id, b.archive_size) for b in new),
         ]
         image = _record(store, session, parent, config, layers, new, target, options)
-    return store.made_ready(image)
+    return store.resolve(image)  # its view is made when it is first used
 
 
 def _bases(snapshot: Snapshot) -> list[str]:
@@ -123,9 +123,8 @@ def _record(
     data = oci.dumps(config)
     manifest = oci.new_manifest(data, layers, dict(options.annotations))
     document = oci.parse_manifest(manifest)
-    write_blob(store.layout, session, document.digest, manifest)
-    write_blob(store.layout, session, document.config.digest, data)
-    sync(store.layout, durable=store.durable)
+    documents = {document.digest: manifest, document.config.digest: data}
+    write_blobs(store.layout, session, documents, durable=store.durable)
     diff_ids = [*parent.layers, *(b.diff_id for b in new)]
     content = parent.size + sum(
         store.database.rows("SELECT content FROM layers WHERE diff_id=?", b.diff_id)[0][0]

@@ -16,7 +16,7 @@ from cowstore import digest as digests
 from cowstore import oci
 from cowstore.database import add_blob, add_image, set_name
 from cowstore.ingest import BlobFeed
-from cowstore.layers import Brought, LayerSource, move_blob, sync, write_blob
+from cowstore.layers import Brought, LayerSource, move_blob, sync, write_blobs
 from cowstore.locks import JOURNAL, Session
 from cowstore.sources import Found
 from cowstore.types import Progress
@@ -45,15 +45,16 @@ def import_found(
     document = oci.parse_manifest(manifest, found.media_type)
     image = document.digest
     blobs = [image, document.config.digest]
-    write_blob(store.layout, session, image, manifest)
-    write_blob(store.layout, session, document.config.digest, config)
+    documents = {image: manifest, document.config.digest: config}
     if found.index:
         blobs.append(digests.of(found.index))
-        write_blob(store.layout, session, blobs[-1], found.index)
+        documents[blobs[-1]] = found.index
+    write_blobs(store.layout, session, documents, durable=store.durable)
     for other in found.others:
         blobs.append(_keep_other(store, session, other, progress))
+    if found.others:
+        sync(store.layout, durable=store.durable)
     blobs += [layer.digest for layer in document.layers if document.is_image]
-    sync(store.layout, durable=store.durable)
     content = sum(
         store.database.rows("SELECT content FROM layers WHERE diff_id=?", layer.diff_id)[0][0]
         for layer in brought

@@ -15,7 +15,7 @@ from cowstore import manifest as manifest_format
 from cowstore.database import Database, add_blob, add_layer
 from cowstore.errors import Damaged, Refused
 from cowstore.ingest import BlobFeed, Ingested, ingest
-from cowstore.layout import Layout
+from cowstore.layout import Layout, fsync_directory
 from cowstore.locks import JOURNAL, Session, layer_lock
 from cowstore.manifest import Entry, Manifest
 from cowstore.objects import Stager, read_extents
@@ -278,20 +278,39 @@ def move_blob(layout: Layout, draft: str, digest: str) -> None:
     os.rename(draft, path)
 
 
-def write_blob(layout: Layout, session: Session, digest: str, data: bytes) -> None:
-    """Keep a small blob (a manifest, a configuration); ``sync`` before it is recorded."""
-    path = layout.blob(digest)
-    if os.path.exists(path):
-        with open(path, "rb") as file:
-            if file.read() == data:
-                os.utime(path)  # a collection that began before us must leave it
-                return
+def write_blobs(
+    layout: Layout, session: Session, blobs: dict[str, bytes], *, durable: bool
+) -> None:
+    """Keep small blobs (manifests, configurations), by digest; on disk when this returns."""
     with open(session.place(JOURNAL), "a", encoding="ascii") as journal:
-        journal.write(f"blob {digest}\n")
-    draft = session.place("small")
-    with open(draft, "wb") as file:
-        file.write(data)
-    move_blob(layout, draft, digest)
+        journal.write("".join(f"blob {digest}\n" for digest in blobs))
+    for digest, data in blobs.items():
+        if not _has_blob(layout, digest, data):
+            draft = session.place("small")
+            with open(draft, "wb") as file:
+                file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            move_blob(layout, draft, digest)
+    if durable:
+        # A few files: syncfs(2) would wait for everybody's.
+        for folder in {os.path.dirname(layout.blob(digest)) for digest in blobs}:
+            fsync_directory(folder)
+        fsync_directory(layout.path("blobs/sha256"))
+
+
+def _has_blob(layout: Layout, digest: str, data: bytes) -> bool:
+    """Whether a whole blob is there; marked then, so that a collection that began earlier waits."""
+    path = layout.blob(digest)
+    try:
+        with open(path, "rb") as file:
+            if file.read() != data:
+                return False
+    except FileNotFoundError:
+        return False
+    os.utime(path)
+    return True
 
 
 def sync(layout: Layout, *, durable: bool) -> None:

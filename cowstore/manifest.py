@@ -40,9 +40,9 @@ from hashlib import sha256
 from typing import Final, NamedTuple
 
 from cowstore.errors import Damaged
+from cowstore.viewformat import NAME_BYTES
 
 MAGIC: Final = b"COWLAYR1"
-NAME_BYTES: Final = 23
 #: ``kind`` of a hard link; other kinds are S_IFMT bits.
 LINK: Final = 1
 _TOGETHER: Final = 256 << 10

@@ -11,16 +11,15 @@ import stat
 import sys
 from bisect import bisect_left
 from collections.abc import Iterator
-from hashlib import sha256
 from typing import TYPE_CHECKING, Literal
 
 from cowstore import viewformat as form
 from cowstore.errors import Damaged
-from cowstore.manifest import NAME_BYTES, Entry
 from cowstore.viewhash import cookie_of
 from unionfs.types import decode_rdev
 
 if TYPE_CHECKING:
+    from cowstore.manifest import Entry
     from unionfs.fds import Descriptors
     from unionfs.layer import Layer
 
@@ -89,6 +88,8 @@ class View:
 
     def verify(self) -> bool:
         """Whether every byte is as it was written."""
+        from hashlib import sha256
+
         return self.map[8:40] == sha256(self.whole[40:]).digest()
 
     # -- inodes --------------------------------------------------------------------------
@@ -122,7 +123,7 @@ class View:
         first = self.rest(index)[0]
         if first == form.NONE:
             return ""
-        return self.string(first * NAME_BYTES, NAME_BYTES).rstrip(b"\0").decode("ascii")
+        return self.string(first * form.NAME_BYTES, form.NAME_BYTES).rstrip(b"\0").decode("ascii")
 
     # -- names ---------------------------------------------------------------------------
 
@@ -171,6 +172,8 @@ class View:
 
     def entry(self, index: int, path: bytes) -> Entry:
         """An inode as an entry of a layer would describe it."""
+        from cowstore.manifest import Entry
+
         attr = self.attr(index)
         mode, kind = attr[9] & 0o7777, attr[9] & 0o170000
         device = decode_rdev(attr[13]) if attr[13] else 0

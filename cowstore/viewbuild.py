@@ -9,7 +9,6 @@ from hashlib import sha256
 from typing import Final
 
 from cowstore import viewformat as form
-from cowstore.manifest import NAME_BYTES
 from cowstore.merge import Node
 from cowstore.viewhash import cookie_of
 from unionfs import formats
@@ -150,7 +149,7 @@ class _Builder:
             if node.entry.object and node.children is None:
                 self.objects.setdefault(node.entry.object, len(self.objects))
         for name in self.objects:
-            self.strings += name.encode().ljust(NAME_BYTES, b"\0")
+            self.strings += name.encode().ljust(form.NAME_BYTES, b"\0")
 
 
 def build(root: Node, chain_id: str) -> bytes:

@@ -56,6 +56,8 @@ NONE: Final = 0xFFFFFFFF
 INO_BIT: Final = 1 << 62
 FOREVER: Final = 1 << 40
 SECTIONS: Final = 9
+#: As in a layer's manifest.
+NAME_BYTES: Final = 23
 FIRST_COOKIE: Final = 16
 COOKIE_MASK: Final = 0x7FFFFFFFFFFFFFF0
 

@@ -101,7 +101,8 @@ class Union:
         seen: set[bytes] = set()
         for known in self.layers:
             if known is not None:
-                known.space = self.space_of(known.fs)
+                if not known.indexed:  # its numbers are its own
+                    known.space = self.space_of(known.fs)
                 known.shared_fs = known.fs in seen
                 if not known.is_upper:
                     seen.add(known.fs)

@@ -108,7 +108,7 @@ STEPS = (
     "cowstore.layers.move_blob",
     "cowstore.layers.sync",
     "cowstore.layers.add_layer",
-    "cowstore.importer.write_blob",
+    "cowstore.importer.write_blobs",
     "cowstore.importer.add_image",
     "cowstore.importer.set_name",
 )
