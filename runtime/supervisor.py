@@ -263,6 +263,13 @@ class Supervisor:
         """The command has been executed, or execve(2) has failed."""
         data = os.read(report, 16)
         self.unwatch(report)
+        status = self.started.status if self.started is not None else None
+        if not data and status is not None and status.fd in self.handlers:
+            # An end without a word: of execve(2), or of a process that has told why before.
+            poll = select.poll()
+            poll.register(status.fd, select.POLLIN)
+            if poll.poll(0):
+                self._status(status)
         failure = init.failure(data, self.plan.process.args[0])
         if failure is not None:
             self.error, self.code = failure
