@@ -17,7 +17,7 @@ from cowstore.errors import StoreError
 from cowstore.layers import LayerSource
 from cowstore.manifest import LINK, Entry
 from cowstore.sources import Found
-from cowstore.tarwrite import header, padding, trailer
+from cowstore.tarwrite import header, padding, together, trailer
 from cowstore.types import ImageRef
 from unionfs import formats
 
@@ -41,7 +41,7 @@ def tree_source(ref: ImageRef, stack: ExitStack) -> Found:
     hidden = frozenset[tuple[int, int]]()
     if ref.transport == "host":
         hidden = frozenset(_identities(_host_hidden()))
-    layer = LayerSource(lambda: archive_tree(top, hidden))
+    layer = LayerSource(lambda: together(archive_tree(top, hidden)))
     return Found(layers=[layer], created_by=f"cowstore import {ref.transport}:{ref.place}")
 
 

@@ -17,7 +17,7 @@ from typing import Final
 from cowstore.errors import StoreError
 from cowstore.manifest import LINK, Entry
 from cowstore.objects import Extents, data_extents
-from cowstore.tarwrite import header, padding, trailer
+from cowstore.tarwrite import header, padding, together, trailer
 from cowstore.treesource import entry_of
 from unionfs import formats
 from unionfs.layer import override_stat
@@ -51,6 +51,9 @@ class UpperArchive:
         Raises:
             StoreError: the upper refers to its lowers.
         """
+        return together(self._members())
+
+    def _members(self) -> Iterator[bytes]:
         top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             names = set(map(os.fsencode, os.listxattr(top)))
