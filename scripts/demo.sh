@@ -4,7 +4,7 @@
 # usage: scripts/demo.sh
 #
 # Installs pyunion into a fresh temporary folder and mounts a union there whose
-# lower is "/". As an ordinary user (run by root: as an id that nobody has), in
+# lower is "/", and a container (pyrun) on another. As an ordinary user (run by root: as an id that nobody has), in
 # a user namespace, it changes root into the union, edits, deletes and renames
 # what belongs to root, and shows what the upper has recorded. The files of the
 # machine are compared before and after. Nothing is left behind.
@@ -55,6 +55,31 @@ inside() {
     pyunion umount "$here/mnt"
 }
 
+# -- a container, outside of that namespace; $1 is the folder -------------------------------
+
+container() {
+    here=$1
+    PATH=$here/venv/bin:$PATH
+    HOME=$here/home
+    XDG_RUNTIME_DIR=$here/run
+    XDG_DATA_HOME=$here/home/data
+    export HOME XDG_RUNTIME_DIR XDG_DATA_HOME
+    mkdir -p "$HOME" "$XDG_RUNTIME_DIR"
+    chmod 700 "$XDG_RUNTIME_DIR"
+    say "pyrun: a container of an ordinary user, on a union over this machine's root"
+    # One id is enough here; with subordinate ids the container would have all of them.
+    pyrun run --name demo --userns single --network none --rootfs / /bin/sh -euxc '
+        id
+        hostname
+        echo "This is not your machine." >/etc/motd
+        mv /usr/bin/tail /usr/bin/end
+        ps -e
+    ' 2>&1
+    say "pyrun diff: what it has changed"
+    pyrun diff demo
+    pyrun rm demo >/dev/null
+}
+
 # -- run by root: leave root, in a mount namespace of our own -----------------------------
 
 leave_root() {
@@ -70,12 +95,18 @@ leave_root() {
         mount --bind "$here/dev/fuse" /dev/fuse
     fi
     # shellcheck disable=SC2086
+    $become sh "$here/demo.sh" --container "$here"
+    # shellcheck disable=SC2086
     exec $become unshare --user --map-root-user --mount sh "$here/demo.sh" --inside "$here"
 }
 
 case ${1-} in
     --inside)
         inside "$2"
+        exit
+        ;;
+    --container)
+        container "$2"
         exit
         ;;
     --leave-root)
@@ -159,10 +190,10 @@ manifest() {
 }
 
 say "Installing into $here, with $python"
-mkdir "$here/src" "$here/upper" "$here/work" "$here/mnt"
+mkdir "$here/src" "$here/upper" "$here/work" "$here/mnt" "$here/home" "$here/run"
 cp "$root/scripts/demo.sh" "$here/demo.sh"
 (cd "$root" && cp -R pyproject.toml README.md LICENSE docs unionfs "$here/src/")
-for package in cowstore runtime; do
+for package in cowstore runtime bench; do
     [ ! -d "$root/$package" ] || cp -R "$root/$package" "$here/src/"
 done
 "$python" -m venv "$here/venv"
@@ -174,10 +205,11 @@ manifest >"$here/before"
 wc -l <"$here/before"
 
 if [ "$(id -u)" -eq 0 ]; then
-    chown "$uid:$uid" "$here/upper" "$here/work" "$here/mnt"
+    chown "$uid:$uid" "$here/upper" "$here/work" "$here/mnt" "$here/home" "$here/run"
     chmod -R go+rX "$here/venv" "$here/demo.sh"
     unshare --mount --propagation private sh "$here/demo.sh" --leave-root "$here" "$uid"
 else
+    sh "$here/demo.sh" --container "$here"
     unshare --user --map-root-user --mount sh "$here/demo.sh" --inside "$here"
 fi
 

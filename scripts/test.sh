@@ -58,6 +58,10 @@ missing_packages() {
     command -v unshare >/dev/null || echo util-linux
     command -v mount >/dev/null || echo mount
     command -v git >/dev/null || echo git
+    command -v pasta >/dev/null || echo passt
+    command -v skopeo >/dev/null || echo skopeo
+    command -v docker-registry >/dev/null || echo docker-registry
+    command -v htpasswd >/dev/null || echo apache2-utils
     command -v gcc >/dev/null || echo gcc libc6-dev
     command -v pkg-config >/dev/null || echo pkg-config
     pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
