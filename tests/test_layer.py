@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import OpenRig
 from tests.layers import OPAQUE_XATTRS, Dir, File, Special, Symlink, Tree, Whiteout, build
 from unionfs.fds import Descriptors
 from unionfs.layer import Layer, LayerDir, edit_stat, hash_ino, override_stat
@@ -280,3 +281,13 @@ def test_hashed_numbers_are_62_bits_and_always_the_same() -> None:
     assert len(numbers) == 1000
     assert all(number >> 62 == 1 for number in numbers)
     assert hash_ino(b"a", b"b") == hash_ino(b"a", b"b") != hash_ino(b"ab")
+
+
+def test_a_subvolume_in_a_layer_is_not_entered(rig: OpenRig) -> None:
+    union = rig({b"d/f": File(b"1"), b"g": File(b"2")})
+    layer = union.union.layers[1]
+    assert layer is not None
+    layer.dev += 1  # as if every directory but the root were on another device
+    assert union.names(b"") == [b"d", b"g"]
+    assert union.names(b"d") == []
+    assert union.lstat(b"d").nlink == 2

@@ -309,10 +309,13 @@ class LayerDir:
         sub.whs = frozenset()
         return Entry(Says.DIR, self, name, st, sub)
 
-    def classify(self, name: bytes, st: os.stat_result) -> Entry:
-        """The answer for a name that is there with the attributes ``st``."""
+    def classify(self, name: bytes, st: os.stat_result) -> Entry | None:
+        """The answer for a name that is there with the attributes ``st``; None: gone meanwhile."""
         kind = st.st_mode & 0o170000
         if kind == stat.S_IFDIR:
+            if st.st_dev != self.layer.dev:
+                # A subvolume (btrfs) numbers its inodes anew: as a mount point, it is not crossed.
+                return self._masked_entry(name)
             sub = LayerDir(self.layer, self, name)
             sub.load_marks()
             opaque = sub.opaque or self.has_wh(name)

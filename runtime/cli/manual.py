@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from runtime.cli.options import COMMANDS, GLOBAL, RUN, STORE, Option
+from unionfs import __version__
 
 _TEXT = """\
 .SH DESCRIPTION
@@ -67,7 +68,7 @@ def _option(option: Option) -> str:
 
 def _head(name: str, about: str, usage: str) -> str:
     return (
-        f'.TH {name.upper()} 1 "" pyunion "User Commands"\n.SH NAME\n'
+        f'.TH {name.upper()} 1 "" "pyunion {__version__}"\n.SH NAME\n'
         f"{_escaped(name)} \\- {_escaped(about)}\n.SH SYNOPSIS\n\\fB{usage}\n"
     )
 
