@@ -8,6 +8,7 @@ becomes a *base*, a lower of both, and both get a new place.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
@@ -69,11 +70,11 @@ def create(store: Store, image: Image, id: str | None, *, parent: str = "") -> S
     """See ``Store.snapshot_create``."""
     name = check_id(id) if id is not None else os.urandom(6).hex()
     below = lowers(store, image, view=True)
-    place, made = _insert(store, name, image, parent)
+    place, made = _insert(store, name, image, parent, below.places[0])
     return _snapshot(store, name, image.id, [], parent, made, place, below)
 
 
-def _insert(store: Store, name: str, image: Image, parent: str) -> tuple[str, float]:
+def _insert(store: Store, name: str, image: Image, parent: str, view: str) -> tuple[str, float]:
     """The row and the directories; (place, time)."""
     now = time.time()
     with store.database.write() as db:
@@ -83,6 +84,7 @@ def _insert(store: Store, name: str, image: Image, parent: str) -> tuple[str, fl
             # In a store that is only read: its layers cannot vanish from here.
             store.resolve(image.id)
         place = _new_place(store, name)
+        _look_like(store.layout.path("snapshots", place, "upper"), view)
         chain = (pack(image.layers), image.chain)
         _add_row(db, name, image.id, chain, [], parent, now, place)
     return place, now
@@ -111,6 +113,23 @@ def _new_place(store: Store, name: str) -> str:
         place = f"{name}~{os.urandom(4).hex()}"  # an older one of that name is a base now
     _make_directories(store.layout.snapshot(place))
     return place
+
+
+def _look_like(upper: str, view: str) -> None:
+    """An upper's root shows in place of the image's: give it the same mode and owner."""
+    from cowstore.viewformat import root_of
+
+    mode, uid, gid = root_of(view)
+    if owns_all():
+        if (uid, gid) != (0, 0):
+            os.chown(upper, uid, gid)
+        os.chmod(upper, mode)
+        return
+    try:
+        os.setxattr(upper, "user.containers.override_stat", b"%d:%d:%04o" % (uid, gid, mode))
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
 
 
 def _make_directories(path: str) -> None:

@@ -62,6 +62,15 @@ FIRST_COOKIE: Final = 16
 COOKIE_MASK: Final = 0x7FFFFFFFFFFFFFF0
 
 
+def root_of(path: str) -> tuple[int, int, int]:
+    """(permission bits, owner, group) of the root directory of the index in a file."""
+    with open(path, "rb") as file:
+        fields = HEADER.unpack(file.read(HEADER.size))
+        file.seek(fields[7])
+        attr = ATTR.unpack(file.read(ATTR.size))
+    return attr[9] & 0o7777, attr[11], attr[12]
+
+
 def pack_xattrs(xattrs: tuple[tuple[bytes, bytes], ...]) -> bytes:
     """Names and values as ``strings`` has them."""
     return b"".join(XATTR.pack(len(name), len(value)) + name + value for name, value in xattrs)

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,14 +17,18 @@ from tests.helpers import command, is_mounted, wait_for_end
 from tests.store.archives import CHR, LNK, SYM, M, d, tar
 from tests.store.commands import cowstore, ok
 
+#: Who runs the tests may change what is his, whoever that is.
+MINE: dict[str, Any] = {"uid": os.geteuid(), "gid": os.getegid()}
 TREE = [
-    d("etc", mode=0o755),
-    M("etc/passwd", b"root:x:0:0", pax={"SCHILY.xattr.user.a": "1"}),
+    d("./", **MINE),
+    d("etc", mode=0o755, **MINE),
+    M("etc/passwd", b"root:x:0:0", pax={"SCHILY.xattr.user.a": "1"}, **MINE),
     M("etc/hard", type=LNK, target="etc/passwd"),
-    M("sym", type=SYM, target="etc/passwd"),
+    M("sym", type=SYM, target="etc/passwd", **MINE),
     M("null", type=CHR, device=(1, 3), mode=0o666),
     M("owned", b"x", uid=5_000_000, gid=1234, mode=0o4755),
-    *(M(f"many/{n:04}", b"%d" % n) for n in range(500)),
+    d("many", **MINE),
+    *(M(f"many/{n:04}", b"%d" % n, **MINE) for n in range(500)),
 ]
 
 Mount = Callable[..., Path]

@@ -29,6 +29,8 @@ from tests.helpers import Rig, Target
 from tests.layers import Dir, File, Layers, Link, Symlink, Tree
 from tests.machine import UnionMachine
 
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers with owners need root")
+
 
 class Views:
     """Turns the lowers of a union into one view."""
