@@ -216,14 +216,15 @@ def _logs(options: Options, rest: list[str], root: str) -> int:
         when = state.parse_stamp(entry["time"]) if since or until else 0.0
         return when >= since and (not until or when <= until)
 
-    entries = [entry for entry in logs.read(container.path("log")) if wanted(entry)]
+    said = list(logs.read(container.path("log")))
+    entries = [entry for entry in said if wanted(entry)]
     if tail != "all":
         entries = entries[len(entries) - min(int(tail), len(entries)) :]
     if not options.get("follow"):
         for entry in entries:
             _print_log(entry, bool(options.get("timestamps")))
         return 0
-    return _follow(container, entries, options, wanted)
+    return _follow(container, entries, said[-1:], options, wanted)
 
 
 def _print_log(entry: dict[str, str], timestamps: bool) -> None:
@@ -236,10 +237,11 @@ def _print_log(entry: dict[str, str], timestamps: bool) -> None:
 def _follow(
     container: state.Container,
     entries: list[dict[str, str]],
+    last: list[dict[str, str]],
     options: Options,
     wanted: Callable[[dict[str, str]], bool],
 ) -> int:
-    """Print, then go on as the file grows until the supervisor has gone."""
+    """Print, then go on behind ``last`` as the file grows until the supervisor has gone."""
     from unionfs.sys import calls
 
     timestamps = bool(options.get("timestamps"))
@@ -254,11 +256,9 @@ def _follow(
         raise
     try:
         with open(path, "rb") as file:
-            seen = {json_key(entry) for entry in entries[-1:]}
             for entry in entries:
                 _print_log(entry, timestamps)
-            position = _after(file, seen, entries)
-            file.seek(position)
+            file.seek(_after(file, last))
             rest = b""
             while True:
                 alive = container.supervised()
@@ -274,7 +274,7 @@ def _follow(
                 if not alive:
                     return 0
                 if os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
-                    return _follow(container, [], options, wanted)
+                    return _follow(container, [], [], options, wanted)
                 os.read(notify, 65536)
     except FileNotFoundError:
         return 0  # removed meanwhile
@@ -287,21 +287,18 @@ def json_key(entry: dict[str, str]) -> str:
     return jsonio.dumps(entry)
 
 
-def _after(file: Any, seen: set[str], entries: list[dict[str, str]]) -> int:
-    """Where to go on: behind the last entry printed, or the end if it was filtered."""
-    position = 0
-    found = 0
-    for line in file:
+def _after(file: Any, last: list[dict[str, str]]) -> int:
+    """Where to go on: behind the last entry that was read, or in a file of later ones at 0."""
+    seen = {json_key(entry) for entry in last}
+    position = found = 0
+    for line in file if seen else ():
         position += len(line)
-        if not line.endswith(b"\n"):
-            position -= len(line)
-            break
         try:
-            if seen and json_key(jsonio.loads(line)) in seen:
+            if line.endswith(b"\n") and json_key(jsonio.loads(line)) in seen:
                 found = position
         except ValueError:
             continue
-    return found or position
+    return found
 
 
 def _port(options: Options, rest: list[str], root: str) -> int:

@@ -16,10 +16,25 @@ import pytest
 from tests.runtime.conftest import Pyrun
 
 _ATTACK = """
-import ctypes, os, signal
+import ctypes, errno, os, signal
 libc = ctypes.CDLL(None, use_errno=True)
+def command(name):
+    try:
+        return open(f"/proc/{name}/comm").read().strip()
+    except OSError:
+        return ""  # gone meanwhile
 found = [int(name) for name in os.listdir("/proc") if name.isdigit()
-         and open(f"/proc/{name}/comm").read().strip() == "pyrun-union"]
+         and command(name) == "pyrun-union"]
+def read_memory(pid):
+    # Nothing is at the address: EFAULT says that we would have been let in.
+    here = ctypes.create_string_buffer(8)
+    local = (ctypes.c_ulong * 2)(ctypes.addressof(here), 8)
+    remote = (ctypes.c_ulong * 2)(8, 8)
+    zero = ctypes.c_ulong(0)
+    ctypes.set_errno(0)
+    result = libc.syscall(310, ctypes.c_ulong(pid), local, ctypes.c_ulong(1),
+                          remote, ctypes.c_ulong(1), zero)
+    return 0 if ctypes.get_errno() == errno.EFAULT else result
 print("seen", len(found))
 for pid in found:
     tries = {
@@ -46,8 +61,7 @@ for pid in found:
         "ptrace seize": libc.ptrace(0x4206, pid, 0, 0),
         "pidfd_getfd": libc.syscall(438, pidfd, 3, 0),
         "pidfd signal": libc.syscall(424, pidfd, 0, None, 0),
-        "process_vm_readv": libc.syscall(310, pid, ctypes.create_string_buffer(32), 1,
-                                         ctypes.create_string_buffer(32), 1, 0),
+        "process_vm_readv": read_memory(pid),
     }.items():
         if result != -1:
             print("worked", name)
