@@ -42,6 +42,9 @@ def owns_all() -> bool:
 
 def default_root() -> str:
     """Where this user's store is if nothing is said; root of a user namespace is a user."""
+    told = os.environ.get("PYUNION_STORE")
+    if told:
+        return told
     if owns_all():
         return "/var/lib/pyunion/store"
     home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")

@@ -87,6 +87,9 @@ def _mount(
     from unionfs import options as mount_options
     from unionfs.daemon import mount as mount_union
 
+    for word in ",".join(words).split(","):
+        if word.partition("=")[0] in ("lowerdir", "upperdir", "workdir"):
+            raise StoreError(f"-o {word}: the layers are the image's", "pyunion mount takes others")
     below: Lowers
     if isinstance(what, Snapshot):
         below, name = what.lowers, what.id

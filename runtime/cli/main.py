@@ -62,10 +62,21 @@ def _dispatch(arguments: Sequence[str]) -> int:
     return commands.run(command, options, others, root)
 
 
+def _command_of(words: Sequence[str]) -> str:
+    """The command among the words; the value of a global option is none."""
+    rest = iter(words)
+    for word in rest:
+        if word == "--root":
+            next(rest, "")
+        elif not word.startswith("-"):
+            return word
+    return ""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``pyrun``: shows errors, returns the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    command = next((word for word in words if not word.startswith("-")), "")
+    command = _command_of(words)
     failed = 125 if command in _AS_ENGINES else 1
     if words[:1] == ["run"] and not {"--dry-run", "--help"} & set(words):
         from runtime import early

@@ -188,3 +188,11 @@ def test_the_manual_pages_are_those_of_the_table() -> None:
 
     assert (ROOT / "docs/man/pyrun.1").read_text() == manual.main_page()
     assert (ROOT / "docs/man/pyrun-run.1").read_text() == manual.run_page()
+
+
+def test_the_value_of_root_is_not_the_command() -> None:
+    from runtime.cli.main import _command_of
+
+    assert _command_of(["--root", "run", "exec", "x"]) == "exec"
+    assert _command_of(["run", "--rm"]) == "run"
+    assert _command_of(["--root"]) == ""

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from tests.conftest import needs_fuse
 from tests.helpers import command, is_mounted, wait_for_end
 from tests.store.archives import CHR, LNK, SYM, M, d, tar
-from tests.store.commands import cowstore, ok
+from tests.store.commands import cowstore, environment, ok
 
 #: Who runs the tests may change what is his, whoever that is.
 MINE: dict[str, Any] = {"uid": os.geteuid(), "gid": os.getegid()}
@@ -180,3 +182,15 @@ def test_mistakes_are_told(root: Path, tmp_path: Path, words: tuple[str, ...], t
     (tmp_path / "mnt").mkdir()
     done = cowstore(root, *(str(tmp_path / "mnt") if w == "MNT" else w for w in words))
     assert done.returncode == 1 and text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_layers_cannot_be_given_with_the_options(root: Path, tmp_path: Path) -> None:
+    done = cowstore(root, "mount", "img", str(tmp_path), "-o", "ro,lowerdir=/etc")
+    assert done.returncode == 1 and "lowerdir=/etc" in done.stderr
+    assert not is_mounted(tmp_path)
+
+
+def test_the_environment_names_the_store(root: Path) -> None:
+    command = [sys.executable, "-m", "cowstore", "images"]
+    told = environment(PYUNION_STORE=str(root))
+    assert "img" in subprocess.run(command, env=told, capture_output=True, text=True).stdout
