@@ -413,45 +413,28 @@ class Union:
     ) -> tuple[Inode, os.stat_result] | None:
         """The inode of a name of the parent's listing, made known, and its ``st``; None: gone.
 
-        Hot path: an ordinary file of a lower that is met for the first time.
+        Hot path: a file of a lower that is met for the first time.
         """
-        index, kind = listing.names[name]
-        if kind == stat.S_IFREG and index and not self.index:
-            assert parent.dirs is not None
-            for directory in parent.dirs:
-                if directory.layer.index == index:
-                    break
-            layer = directory.layer
-            plain = layer.override is None and not layer.indexed
-            if plain and not layer.masks and not directory.xwhiteouts:
-                fd = directory.fd if directory.fd >= 0 else directory.dirfd()
-                try:
-                    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                except FileNotFoundError:
-                    return self._listed_slowly(parent, listing, name)
-                real = st.st_ino
-                ino = real + layer.space
-                if (
-                    st.st_mode & 0o170000 == kind
-                    and st.st_nlink == 1
-                    and st.st_blocks << 9 >= st.st_size
-                    and not directory.impure
-                    and ROOT_INO < real < _PLAIN
-                    and ino not in self.table
-                ):
-                    inode = self.table[ino] = Inode(ino, real, kind)
-                    inode.low = directory
-                    inode.parent = parent
-                    inode.name = name
-                    parent.children += 1
-                    return inode, st
-        return self._listed_slowly(parent, listing, name)
-
-    def _listed_slowly(
-        self, parent: Inode, listing: Listing, name: bytes
-    ) -> tuple[Inode, os.stat_result] | None:
         found = self.find_listed(parent, listing, name)
-        return (self.inode_for(parent, name, found), found[0].st) if found else None
+        if not found:
+            return None
+        top = found[0]
+        st = top.st
+        real = st.st_ino
+        ino = real + top.dir.layer.space
+        if (
+            top.sub is not None
+            or top.dir.layer.is_upper
+            or st.st_nlink > 1
+            or not ROOT_INO < real < _PLAIN
+            or ino in self.table
+            or self.may_be_metacopy(top)
+        ):
+            return self.inode_for(parent, name, found), st
+        inode = self.table[ino] = Inode(ino, real, st.st_mode & 0o170000)
+        inode.low = top.dir
+        inode.add_link(parent, name)
+        return inode, st
 
     def fresh_inode(self, st: os.stat_result) -> Inode:
         """An inode for a file just made in the upper."""
