@@ -1,8 +1,6 @@
 """``python -m cowstore``."""
 
-import sys
-
-from cowstore.cli.main import main
+from cowstore.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

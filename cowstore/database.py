@@ -7,18 +7,24 @@ unpacked or fetched. Source of the settings: sqlite.org/wal.html, pragma synchro
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 import time
 from _thread import RLock
-from collections.abc import Iterable, Iterator, Sequence
 
 from cowstore.errors import Damaged, StoreError
 from cowstore.layout import Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Sequence
+    from types import TracebackType
     from typing import Any, Final
+else:
+    try:
+        # The module without its converters of dates: those take longer to load than it does.
+        import _sqlite3 as sqlite3
+    except ImportError:
+        import sqlite3
 
 _SCHEMA: Final = """
 CREATE TABLE layers (
@@ -131,8 +137,7 @@ class Database:
             self._db.close()
             self._db = None
 
-    @contextlib.contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self) -> Transaction:
         """One transaction, all or nothing; others wait for it.
 
         Raises:
@@ -140,17 +145,8 @@ class Database:
         """
         if self.layout.read_only:
             raise StoreError(f"{self.layout.root}: this store is read-only")
-        try:
-            with self._lock:  # one connection, several threads that bring layers in
-                self.db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self.db
-                except BaseException:
-                    self.db.execute("ROLLBACK")
-                    raise
-                self.db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise _told(error, self.layout.path("store.db")) from None
+        # One connection, several threads that bring layers in.
+        return Transaction(lambda: self.db, self._lock, self.layout.path("store.db"))
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of a query."""
@@ -197,6 +193,48 @@ class Database:
         """The diff id of a compressed layer that came by under this digest."""
         found = self.row("SELECT diff_id FROM blobs WHERE digest=?", digest)
         return found[0] if found else None
+
+
+class Transaction:
+    """A ``with`` block that is committed as a whole, or not at all if it raises."""
+
+    __slots__ = ("_db", "_lock", "_open", "_path")
+
+    def __init__(self, open_db: Callable[[], sqlite3.Connection], lock: RLock, path: str) -> None:
+        self._open = open_db
+        self._lock = lock
+        self._path = path
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._lock.acquire()
+        try:
+            self._db = self._open()
+            self._db.execute("BEGIN IMMEDIATE")
+        except BaseException as error:
+            self._lock.release()
+            if isinstance(error, sqlite3.Error):
+                raise _told(error, self._path) from None
+            raise
+        return self._db
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._db.execute("COMMIT")
+        except sqlite3.Error as failed:
+            error = failed
+            raise _told(failed, self._path) from None
+        finally:
+            if error is not None and self._db.in_transaction:  # some errors have ended it already
+                self._db.execute("ROLLBACK")
+            self._lock.release()
+        if isinstance(error, sqlite3.Error):
+            raise _told(error, self._path) from None
 
 
 def add_layer(db: sqlite3.Connection, diff_id: str, size: int, content: int, entries: int) -> None:

@@ -16,10 +16,11 @@ from cowstore.database import Database, add_blob, add_layer
 from cowstore.errors import Damaged, Refused
 from cowstore.ingest import BlobFeed, Ingested, ingest
 from cowstore.layout import Layout, fsync_directory
-from cowstore.locks import JOURNAL, Session, layer_lock
+from cowstore.locks import JOURNAL, Session
 from cowstore.manifest import Entry, Manifest
 from cowstore.objects import Stager, read_extents
 from cowstore.rules import Limits
+from cowstore.work import layer_lock
 from unionfs.sys import calls
 
 #: With ``blobs="auto"`` a compressed layer up to this size is always kept as it came.

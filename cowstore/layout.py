@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 
@@ -124,6 +123,8 @@ class Layout:
             )
 
     def _create(self) -> None:
+        import contextlib
+
         os.makedirs(self.root, 0o700, exist_ok=True)
         present = set(os.listdir(self.root))
         if present - {"format", "store.db", "lost+found"} - {d.split("/")[0] for d in _DIRECTORIES}:
@@ -152,6 +153,7 @@ def fsync_directory(path: str) -> None:
 
 def remove_tree(path: str) -> None:
     """Remove a directory and what is in it, whatever the modes; never follows a symlink."""
+    import contextlib
     import shutil
 
     def unlock(function: object, where: str, error: object) -> None:

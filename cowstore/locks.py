@@ -7,15 +7,16 @@ their order is in docs/store.md, "Locks".
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
-from collections.abc import Iterator
-from types import TracebackType
 
 from cowstore.errors import StoreError
 from cowstore.layout import Layout, remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
 
 JOURNAL = "journal"
 
@@ -36,6 +37,8 @@ class Lock:
         Raises:
             OSError: the file cannot be made.
         """
+        import fcntl
+
         how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -58,6 +61,8 @@ class Lock:
         """Let go; ``remove`` the file as well, which only a holder of an exclusive lock may."""
         if self.fd >= 0:
             if remove:
+                import contextlib
+
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path)
             os.close(self.fd)
@@ -73,17 +78,6 @@ class Lock:
         trace: TracebackType | None,
     ) -> None:
         self.release()
-
-
-@contextlib.contextmanager
-def layer_lock(layout: Layout, diff_id: str) -> Iterator[None]:
-    """One process at a time brings in (or removes) one layer; the others wait and find it there."""
-    lock = Lock.acquire(layout.path("locks", f"layer-{diff_id[7:]}"))
-    assert lock is not None
-    try:
-        yield
-    finally:
-        lock.release(remove=True)
 
 
 class Session:
@@ -128,6 +122,8 @@ class Session:
 
     def close(self) -> None:
         """Remove what is left and let go."""
+        import contextlib
+
         with contextlib.suppress(FileNotFoundError):
             remove_tree(self.path)
         self._lock.release()

@@ -6,14 +6,14 @@ descriptors that the union's daemon inherits, and so end with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 from cowstore.errors import NotFound, StoreError
 from cowstore.locks import Lock, Session, check_snapshot_free
 from cowstore.types import Image, Lowers, Snapshot, escaped
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cowstore.store import Store
 
 

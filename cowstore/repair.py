@@ -20,10 +20,10 @@ from cowstore.errors import StoreError
 from cowstore.fsck import Finding
 from cowstore.ingest import BlobFeed, ingest
 from cowstore.layers import move_blob, sync
-from cowstore.locks import layer_lock
 from cowstore.manifest import Manifest, encode
 from cowstore.objects import Stager
 from cowstore.rules import Limits
+from cowstore.work import layer_lock
 
 if TYPE_CHECKING:
     from cowstore.store import Store

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-import sqlite3
 import time
-from collections.abc import Sequence
 
 from cowstore.database import pack, unpack
 from cowstore.errors import NotFound, StoreError
@@ -22,6 +20,8 @@ from cowstore.types import Image, Lowers, Snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
     from typing import Any
 
     from cowstore.store import Store

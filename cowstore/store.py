@@ -6,23 +6,23 @@ some methods need (archives, compression, HTTP) is imported there.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from types import TracebackType
 
 from cowstore.database import Database, unpack
 from cowstore.errors import NotFound, StoreError
 from cowstore.layout import Layout, default_root
-from cowstore.locks import Session, dead_sessions
+from cowstore.locks import dead_sessions
 from cowstore.types import CommitOptions, Image, ImageRef, Layer, Lowers, Progress, Snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+    from types import TracebackType
     from typing import Any
 
     from cowstore.layers import Layers
+    from cowstore.locks import Session
     from cowstore.merge import Node
     from cowstore.rules import Limits
 
@@ -97,29 +97,11 @@ class Store:
     ) -> None:
         self.close()
 
-    @contextlib.contextmanager
-    def session(self) -> Iterator[Session]:
+    def session(self) -> AbstractContextManager[Session]:
         """A staging directory and leases for one piece of work; disk-full becomes a clear error."""
-        if self.layout.read_only:
-            raise StoreError(f"{self.layout.root}: this store is read-only")
-        session = Session(self.layout)
-        try:
-            yield session
-            self.database.end_leases(session.name)
-        except BaseException as error:
-            from cowstore.collect import undo_session
+        from cowstore.work import working
 
-            try:
-                undo_session(self, session)
-            except (OSError, StoreError):
-                session.abandon()
-            else:
-                session.close()
-            if isinstance(error, OSError) and error.errno is not None:
-                where = os.fsdecode(error.filename) if error.filename else self.layout.root
-                raise StoreError(f"{where}: {error.strerror}") from error
-            raise
-        session.close()
+        return working(self)
 
     @property
     def layers(self) -> Layers:
@@ -218,9 +200,11 @@ class Store:
             StoreError: it is not.
         """
         for store in self.holders():
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 with open(store.layout.blob(digest), "rb") as file:
                     return file.read()
+            except FileNotFoundError:
+                continue
         from cowstore.errors import Damaged
 
         raise Damaged(f"blob {digest} is missing", "cowstore fsck --repair")
@@ -273,6 +257,8 @@ class Store:
         ref = ImageRef.parse(source) if isinstance(source, str) else source
         if ref.transport == "docker":
             return self.pull(ref, name, platform=platform, progress=progress, **options)
+        from contextlib import ExitStack
+
         from cowstore.importer import import_found
         from cowstore.reference import local_name, name_for
         from cowstore.sources import open_source

@@ -7,17 +7,18 @@ specification writes them, or seconds since 1970 where a name ends in ``_at``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from cowstore.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from typing import Any
 
-#: Called while bytes move: (what, done, total); total is 0 where it is not known.
-Progress = Callable[[str, int, int], None]
+    #: Called while bytes move: (what, done, total); total is 0 where it is not known.
+    Progress = Callable[[str, int, int], None]
+else:
+    Progress = object
 
 
 class Layer(Record):

@@ -10,15 +10,17 @@ import os
 import stat
 import sys
 from bisect import bisect_left
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
 
 from cowstore import viewformat as form
 from cowstore.errors import Damaged
 from cowstore.viewhash import cookie_of
 from unionfs.types import decode_rdev
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Literal
+
     from cowstore.manifest import Entry
     from unionfs.fds import Descriptors
     from unionfs.layer import Layer

@@ -38,7 +38,10 @@ is a cache, so another protocol needs another view and nothing more.
 from __future__ import annotations
 
 import struct
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 MAGIC: Final = b"COWVIEW2"
 HEADER: Final = struct.Struct("<8s32sQIIII10Q")

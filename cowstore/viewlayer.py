@@ -12,8 +12,6 @@ import errno
 import os
 import stat
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
 
 from cowstore import viewformat as form
 from cowstore.errors import Damaged
@@ -24,6 +22,11 @@ from unionfs.layer import Entry, Layer, LayerDir, Scanned
 from unionfs.prepared import Known
 from unionfs.resolve import Says
 from unionfs.types import Attr, decode_rdev
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any, Final
 
 _INDEX: Final = 0xFFFFFFFF
 #: A count that stays: the inode is known for good.

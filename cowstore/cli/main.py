@@ -212,6 +212,7 @@ def main(words: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"hint: {error.hint}\n")
         return 1
     except BrokenPipeError:
+        # Whoever read has enough (`| head`): nothing to complain of, and nothing more to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except KeyboardInterrupt:
@@ -227,6 +228,13 @@ def main(words: Sequence[str] | None = None) -> int:
         return _bug()
 
 
+def program() -> None:
+    """The command as a process: what is left of it, the kernel clears away faster than Python."""
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _bug() -> int:
     import traceback
 
@@ -236,4 +244,4 @@ def _bug() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
