@@ -286,6 +286,7 @@ def make_engine(options: MountOptions, ops: Ops, fd: int, trace: IO[str] | None)
         copyup_at_open=options.union.copyup_at_open,
         acl=options.acl,
         timeout=options.union.timeout,
+        busy_poll=options.busy_poll,
         debug=options.debug,
         trace=trace,
     )

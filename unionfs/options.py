@@ -32,6 +32,7 @@ class MountOptions:
     """Everything that mounting needs, before any file is touched.
 
     ``union`` holds what the union itself is told; ``unknown`` the words not understood.
+    ``busy_poll`` is in microseconds.
     """
 
     union: Options
@@ -49,6 +50,7 @@ class MountOptions:
     foreground: bool = False
     trace: str | None = None
     acl: bool = True
+    busy_poll: int = 50
     unknown: tuple[str, ...] = ()
     flags: frozenset[str] = field(default_factory=frozenset)
 
@@ -215,6 +217,11 @@ def _apply(options: MountOptions, word: str, value: str) -> MountOptions | None:
                 raise UserError("timeout: expected seconds, 0 or more")
             trusted = seconds if seconds < 1 << 32 else None
             return replace(options, union=replace(union, timeout=trusted))
+        case "busy_poll":
+            micros = int(_number(word, value, int))
+            if not 0 <= micros <= 10_000:
+                raise UserError("busy_poll: expected microseconds, 0 to 10000")
+            return replace(options, busy_poll=micros)
         case "writeback":
             return replace(options, union=replace(union, writeback=value != "0"))
         case "noacl":

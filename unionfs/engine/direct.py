@@ -21,6 +21,7 @@ from itertools import islice
 from typing import IO, Final
 
 from unionfs.engine import wire
+from unionfs.engine.waiting import Receiver
 from unionfs.engine.wire import Op
 from unionfs.live import Changes
 from unionfs.ops import Ops
@@ -58,7 +59,8 @@ class EngineOptions:
     """What the engine is told at mount.
 
     ``timeout`` is how long the kernel may trust names and attributes, in seconds (None: forever).
-    ``max_write`` is in bytes.
+    ``max_write`` is in bytes. ``busy_poll`` is how long to poll for a request before sleeping,
+    in microseconds.
     """
 
     writeback: bool = False
@@ -66,6 +68,7 @@ class EngineOptions:
     acl: bool = True
     timeout: float | None = None
     max_write: int = _MAX_WRITE
+    busy_poll: int = 0
     debug: bool = False
     trace: IO[str] | None = None
 
@@ -104,6 +107,7 @@ class DirectEngine:
         self.on_done: Callable[[], object] = lambda: None
         self._stop = False
         self._reading = threading.Lock()
+        self._receiver = Receiver(fd, options.busy_poll)
         self._worker = _Worker()
         self._threads = 0
         self._idle = 0
@@ -194,7 +198,7 @@ class DirectEngine:
         """Hot path: read and answer until this thread had to step aside, or the end."""
         fd = self.fd
         buffers = [buffer]
-        readv, write = os.readv, os.write
+        receive, write = self._receiver.receive, os.write
         unpack = wire.IN_HEADER.unpack_from
         handlers, counts = self._handlers, self.counts
         lock = self.ops.monitor.lock
@@ -202,7 +206,7 @@ class DirectEngine:
         traced = self.options.trace is not None or self.options.debug
         while worker.reader and not self._stop:
             try:
-                length = readv(fd, buffers)
+                length = receive(buffers)
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
                     continue
