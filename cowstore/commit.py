@@ -20,7 +20,7 @@ from cowstore.layers import Brought, LayerSource, write_blobs
 from cowstore.locks import Session
 from cowstore.manifest import Entry
 from cowstore.types import CommitOptions, Image, Snapshot
-from cowstore.upperdir import UpperArchive
+from cowstore.upperdir import UpperLayer
 
 if TYPE_CHECKING:
     from cowstore.store import Store
@@ -43,10 +43,10 @@ def commit(store: Store, snapshot: Snapshot, name: str | None, options: CommitOp
         new: list[Brought] = []
         newest = 0
         for path in (*reversed(_bases(snapshot)), str(snapshot.upper)):
-            archive = UpperArchive(path, root)
-            brought = store.layers.bring(session, LayerSource(archive.pieces))
-            newest = max(newest, archive.newest)
-            if archive.count:
+            upper = UpperLayer(path, root)
+            brought = store.layers.bring(session, LayerSource(members=upper.members))
+            newest = max(newest, upper.newest)
+            if upper.count:
                 new.append(brought)
         for diff_id in parent.layers:
             store.database.lease_layer(session.name, diff_id)
@@ -153,14 +153,14 @@ def _record(
 
 def staged_entries(store: Store, session: Session, snapshot: Snapshot) -> list[list[Entry]]:
     """What a commit would write, as entries of layers; their contents are staged only."""
-    from cowstore.ingest import BlobFeed, ingest
+    from cowstore.assemble import assemble
     from cowstore.objects import Stager
     from cowstore.rules import Limits
 
     stager = Stager(store.layout, session)
     try:
         return [
-            ingest(stager, BlobFeed(UpperArchive(path).pieces()), Limits()).entries
+            assemble(stager, UpperLayer(path).members(), Limits()).entries
             for path in (*reversed(_bases(snapshot)), str(snapshot.upper))
         ]
     finally:

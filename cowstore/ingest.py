@@ -179,7 +179,7 @@ def ingest(
         entries = list(_entries(reader, stager, tree, limits, skeleton))
         for data in reader.trailer():
             skeleton.add(data)
-            _bound(skeleton.size, limits.raw, "bytes between files")
+            bound(skeleton.size, limits.raw, "bytes between files")
     finally:
         pump.stop()
     found = pump.digest()
@@ -198,7 +198,8 @@ def ingest(
     )
 
 
-def _bound(value: int, limit: int, what: str) -> None:
+def bound(value: int, limit: int, what: str) -> None:
+    """Raises ``Refused`` for an archive with more of something than is allowed."""
     if value > limit:
         raise Refused(f"the archive has more than {limit} {what}")
 
@@ -214,8 +215,8 @@ def _entries(
             target = rules.link_target(member, path)
         tree.add(path, member.kind, target)
         skeleton.add(member.raw)
-        _bound(count, limits.entries, "members")
-        _bound(skeleton.size, limits.raw, "bytes between files")
+        bound(count, limits.entries, "members")
+        bound(skeleton.size, limits.raw, "bytes between files")
         yield _entry(member, path, target, _content(member, reader, stager))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from cowstore import manifest as manifest_format
+from cowstore.assemble import Members, assemble
 from cowstore.database import Database, add_blob, add_layer
 from cowstore.errors import Damaged, Refused
 from cowstore.ingest import BlobFeed, Ingested, ingest
@@ -29,25 +30,31 @@ _SMALL_BLOB = 8 << 20
 Chunks = Callable[[], Iterator[bytes]]
 
 
+def _nothing() -> Iterator[bytes]:
+    return iter(())
+
+
 @dataclass(frozen=True, slots=True)
 class LayerSource:
     """Where a layer's bytes come from, and what is known of them beforehand.
 
     Attributes:
         open: starts the stream; called at most once.
+        members: instead of a stream: what the layer is to be made of.
         digest, size: of the stream, None if not known.
         diff_id: of the archive in it, None if not known.
         origin: where the blob can be fetched again, for repairs; empty if nowhere.
         spool: a file of the store that holds the whole stream once it was read; empty: none.
     """
 
-    open: Chunks
+    open: Chunks = _nothing
     digest: str | None = None
     size: int | None = None
     media_type: str = ""
     diff_id: str | None = None
     origin: str = ""
     spool: str = ""
+    members: Callable[[], Members] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +131,13 @@ class Layers:
         locked: bool = False,
     ) -> Brought:
         stager = Stager(self.layout, session)
+        if source.members is not None:
+            try:
+                made = assemble(stager, source.members(), self.policy.limits, progress)
+                self._settle(session, stager, made, source, None, locked)
+            finally:
+                stager.close()
+            return Brought(made.diff_id, True, made.size)
         copy = source.spool or session.place(f"blob.{os.urandom(4).hex()}")
         fd = -1
         # Without a digest nothing will ever ask for the compressed form.
@@ -140,12 +154,7 @@ class Layers:
                 _unlink(copy)  # what is wrong must not be gone on with
                 raise
             blob = copy if wanted and self._keeps(taken, stager) else None
-            if locked:
-                self._commit(session, stager, taken, source, blob)
-            else:
-                with layer_lock(self.layout, taken.diff_id):
-                    if not self.database.lease_layer(session.name, taken.diff_id):
-                        self._commit(session, stager, taken, source, blob)
+            self._settle(session, stager, taken, source, blob, locked)
             _unlink(copy)
         finally:
             feed.close()
@@ -154,6 +163,23 @@ class Layers:
                 os.close(fd)
                 _unlink(copy)
         return Brought(taken.diff_id, True, taken.size, tuple(taken.links))
+
+    def _settle(
+        self,
+        session: Session,
+        stager: Stager,
+        taken: Ingested,
+        source: LayerSource,
+        blob: str | None,
+        locked: bool,
+    ) -> None:
+        """Commit, unless another was quicker."""
+        if locked:
+            self._commit(session, stager, taken, source, blob)
+            return
+        with layer_lock(self.layout, taken.diff_id):
+            if not self.database.lease_layer(session.name, taken.diff_id):
+                self._commit(session, stager, taken, source, blob)
 
     def _keeps(self, taken: Ingested, stager: Stager) -> bool:
         if taken.compression not in ("gzip", "zstd"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cowstore.errors import Refused
-from cowstore.manifest import LINK
+from cowstore.manifest import LINK, Entry
 from cowstore.tar import Member, _show
 from unionfs.formats import WH_OPAQUE, WH_PREFIX
 
@@ -92,7 +92,7 @@ def check_name(path: bytes, kind: int) -> None:
         raise Refused(f"{_show(path)}: a whiteout that is a directory")
 
 
-def check_member(member: Member, path: bytes, limits: Limits) -> None:
+def check_member(member: Member | Entry, path: bytes, limits: Limits) -> None:
     """Everything about a member but its place in the tree.
 
     Raises:
@@ -120,7 +120,7 @@ def check_member(member: Member, path: bytes, limits: Limits) -> None:
         _check_xattrs(member, path)
 
 
-def _check_xattrs(member: Member, path: bytes) -> None:
+def _check_xattrs(member: Member | Entry, path: bytes) -> None:
     total = 0
     for name, value in member.xattrs:
         if not name or len(name) > 255 or b"\0" in name or b"." not in name:

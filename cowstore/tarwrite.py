@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Iterator
 from typing import Final
 
 from cowstore.manifest import LINK, Entry
@@ -24,19 +23,6 @@ _FLAGS: Final = {
     stat.S_IFDIR: b"5",
     stat.S_IFIFO: b"6",
 }
-
-
-def together(pieces: Iterator[bytes], size: int = 256 << 10) -> Iterator[bytes]:
-    """The same bytes in pieces of at least ``size``: each is handed from thread to thread."""
-    waiting: list[bytes] = []
-    have = 0
-    for piece in pieces:
-        waiting.append(piece)
-        have += len(piece)
-        if have >= size:
-            yield b"".join(waiting)
-            waiting, have = [], 0
-    yield b"".join(waiting)
 
 
 def padding(size: int) -> bytes:

@@ -1,6 +1,6 @@
 """A directory tree as a source of one layer: ``dir:PATH`` and ``host:/``.
 
-The tree becomes a tar archive on the fly, sorted by name, so that the same tree gives the same
+The tree becomes a layer's members, sorted by name, so that the same tree gives the same
 digest. ``host:`` leaves out what is no part of a system at rest: other filesystems (``/proc`` and
 the like), and the store itself.
 """
@@ -10,14 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
+from cowstore.assemble import Members
 from cowstore.errors import StoreError
 from cowstore.layers import LayerSource
 from cowstore.manifest import LINK, Entry
 from cowstore.sources import Found
-from cowstore.tarwrite import header, padding, together, trailer
 from cowstore.types import ImageRef
 from unionfs import formats
 
@@ -41,7 +41,7 @@ def tree_source(ref: ImageRef, stack: ExitStack) -> Found:
     hidden = frozenset[tuple[int, int]]()
     if ref.transport == "host":
         hidden = frozenset(_identities(_host_hidden()))
-    layer = LayerSource(lambda: together(archive_tree(top, hidden)))
+    layer = LayerSource(members=lambda: members_of(top, hidden))
     return Found(layers=[layer], created_by=f"cowstore import {ref.transport}:{ref.place}")
 
 
@@ -60,16 +60,15 @@ def _identities(paths: list[str]) -> Iterator[tuple[int, int]]:
         yield st.st_dev, st.st_ino
 
 
-def archive_tree(top: int, hidden: frozenset[tuple[int, int]]) -> Iterator[bytes]:
-    """The tar archive of the tree at an open directory; other filesystems in it show empty.
+def members_of(top: int, hidden: frozenset[tuple[int, int]]) -> Members:
+    """The members of the tree at an open directory; other filesystems in it show empty.
 
     ``hidden``: (st_dev, st_ino) of directories that show empty too.
     """
     links: dict[tuple[int, int], bytes] = {}
     root = os.fstat(top)
-    yield header(entry_of(b"", root, _xattrs(b"/proc/self/fd/%d/." % top)))
+    yield entry_of(b"", root, _xattrs(b"/proc/self/fd/%d/." % top)), ()
     yield from _archive_dir(top, b"", root.st_dev, hidden, links)
-    yield trailer()
 
 
 def _archive_dir(
@@ -78,7 +77,7 @@ def _archive_dir(
     device: int,
     hidden: frozenset[tuple[int, int]],
     links: dict[tuple[int, int], bytes],
-) -> Iterator[bytes]:
+) -> Members:
     for text in sorted(map(os.fsencode, os.listdir(fd))):
         try:
             st = os.stat(text, dir_fd=fd, follow_symlinks=False)
@@ -92,7 +91,7 @@ def _archive_dir(
             continue
         key = (st.st_dev, st.st_ino)
         if st.st_nlink > 1 and key in links:
-            yield header(Entry(here, LINK, stat.S_IMODE(st.st_mode), target=links[key]))
+            yield Entry(here, LINK, stat.S_IMODE(st.st_mode), target=links[key]), ()
             continue
         yield from _archive_file(fd, text, here, st)
         if st.st_nlink > 1:
@@ -107,9 +106,9 @@ def _archive_subdir(
     device: int,
     hidden: frozenset[tuple[int, int]],
     links: dict[tuple[int, int], bytes],
-) -> Iterator[bytes]:
+) -> Members:
     where = b"/proc/self/fd/%d/%s" % (fd, name)
-    yield header(entry_of(path, st, _xattrs(where)))
+    yield entry_of(path, st, _xattrs(where)), ()
     if st.st_dev != device or (st.st_dev, st.st_ino) in hidden:
         return
     try:
@@ -124,13 +123,13 @@ def _archive_subdir(
         os.close(below)
 
 
-def _archive_file(fd: int, name: bytes, path: bytes, st: os.stat_result) -> Iterator[bytes]:
+def _archive_file(fd: int, name: bytes, path: bytes, st: os.stat_result) -> Members:
     xattrs = _xattrs(b"/proc/self/fd/%d/%s" % (fd, name))
     if stat.S_ISLNK(st.st_mode):
-        yield header(entry_of(path, st, xattrs, os.readlink(name, dir_fd=fd)))
+        yield entry_of(path, st, xattrs, os.readlink(name, dir_fd=fd)), ()
         return
     if not stat.S_ISREG(st.st_mode):
-        yield header(entry_of(path, st, xattrs))
+        yield entry_of(path, st, xattrs), ()
         return
     try:
         source = os.open(
@@ -141,17 +140,19 @@ def _archive_file(fd: int, name: bytes, path: bytes, st: os.stat_result) -> Iter
     try:
         # The size of this moment; a file that changes while it is read is padded or cut to it.
         st = os.fstat(source)
-        yield header(entry_of(path, st, xattrs))
-        left = st.st_size
-        while left:
-            data = os.read(source, min(left, _CHUNK))
-            if not data:
-                data = bytes(min(left, _CHUNK))
-            left -= len(data)
-            yield data
-        yield padding(st.st_size)
+        yield entry_of(path, st, xattrs), data_of(source, ((0, st.st_size),))
     finally:
         os.close(source)
+
+
+def data_of(source: int, extents: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """Exactly that much of a file: one that is cut meanwhile is filled up with zeros."""
+    for offset, length in extents:
+        while length:
+            data = os.pread(source, min(length, _CHUNK), offset) or bytes(min(length, _CHUNK))
+            offset += len(data)
+            length -= len(data)
+            yield data
 
 
 def entry_of(

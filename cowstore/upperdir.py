@@ -1,7 +1,7 @@
-"""An upper directory as a layer's archive: reproducible, and read without what lies beneath.
+"""An upper directory as a layer's members: reproducible, and read without what lies beneath.
 
-The same upper gives the same bytes: names are sorted, whiteouts have no time. Whatever form
-deletions have on disk (docs/formats.md), the archive has ``.wh.NAME`` and ``.wh..wh..opq``
+The same upper gives the same layer: names are sorted, whiteouts have no time. Whatever form
+deletions have on disk (docs/formats.md), the layer has ``.wh.NAME`` and ``.wh..wh..opq``
 (image-spec layer.md). Only a directory renamed by redirect refers to the lowers; snapshots are
 mounted so that there is none.
 """
@@ -11,30 +11,29 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Final
 
+from cowstore.assemble import Members
 from cowstore.errors import StoreError
 from cowstore.manifest import LINK, Entry
 from cowstore.objects import Extents, data_extents
-from cowstore.tarwrite import header, padding, together, trailer
-from cowstore.treesource import entry_of
+from cowstore.treesource import data_of, entry_of
 from unionfs import formats
 from unionfs.layer import override_stat
 
-_CHUNK: Final = 1 << 20
 #: Holes are written as holes if they save as much as this.
 _WORTH: Final = 64 << 10
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MACHINE: Final = (b"security.selinux", b"security.ima", b"security.evm", b"security.apparmor")
 
 
-class UpperArchive:
-    """Reads one upper; iterate ``pieces`` once.
+class UpperLayer:
+    """Reads one upper; iterate ``members`` once.
 
     Attributes:
         newest: the newest time in it, seconds since 1970; 0 if it is empty.
-        count: members written.
+        count: members given.
     """
 
     def __init__(self, path: str, root: Entry | None = None) -> None:
@@ -45,15 +44,12 @@ class UpperArchive:
         self._override: bytes | None = None
         self._links: dict[int, bytes] = {}
 
-    def pieces(self) -> Iterator[bytes]:
-        """The archive.
+    def members(self) -> Members:
+        """What the layer is to be made of.
 
         Raises:
             StoreError: the upper refers to its lowers.
         """
-        return together(self._members())
-
-    def _members(self) -> Iterator[bytes]:
         top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             names = set(map(os.fsencode, os.listxattr(top)))
@@ -67,12 +63,11 @@ class UpperArchive:
             yield from self._directory(top, b"", self._marks(b"/proc/self/fd/%d/." % top))
         finally:
             os.close(top)
-        yield trailer()
 
-    def _emit(self, entry: Entry) -> bytes:
+    def _emit(self, entry: Entry, data: Iterable[bytes] = ()) -> tuple[Entry, Iterable[bytes]]:
         self.count += 1
         self.newest = max(self.newest, entry.mtime)
-        return header(entry)
+        return entry, data
 
     # -- what stands on disk ----------------------------------------------------------
 
@@ -116,7 +111,7 @@ class UpperArchive:
 
     # -- the walk ---------------------------------------------------------------------
 
-    def _directory(self, fd: int, path: bytes, marks: tuple[bool, bool]) -> Iterator[bytes]:
+    def _directory(self, fd: int, path: bytes, marks: tuple[bool, bool]) -> Members:
         opaque, has_files = marks
         names = sorted(map(os.fsencode, os.listdir(fd)))
         prefix = path + b"/" if path else b""
@@ -146,9 +141,7 @@ class UpperArchive:
         found = self._xattrs(b"/proc/self/fd/%d/%s" % (fd, name))
         return any(mark in found for mark in formats.WHITEOUT_NAMES)
 
-    def _subdirectory(
-        self, fd: int, name: bytes, path: bytes, st: os.stat_result
-    ) -> Iterator[bytes]:
+    def _subdirectory(self, fd: int, name: bytes, path: bytes, st: os.stat_result) -> Members:
         where = b"/proc/self/fd/%d/%s" % (fd, name)
         yield self._emit(self._entry(path, st, where))
         below = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=fd)
@@ -157,7 +150,7 @@ class UpperArchive:
         finally:
             os.close(below)
 
-    def _file(self, fd: int, name: bytes, path: bytes, st: os.stat_result) -> Iterator[bytes]:
+    def _file(self, fd: int, name: bytes, path: bytes, st: os.stat_result) -> Members:
         if st.st_nlink > 1 and st.st_ino in self._links:
             target = self._links[st.st_ino]
             yield self._emit(Entry(path, LINK, stat.S_IMODE(st.st_mode), target=target))
@@ -172,7 +165,7 @@ class UpperArchive:
         if st.st_nlink > 1:
             self._links[st.st_ino] = path
 
-    def _regular(self, fd: int, name: bytes, entry: Entry) -> Iterator[bytes]:
+    def _regular(self, fd: int, name: bytes, entry: Entry) -> Members:
         if entry.kind != stat.S_IFREG:  # a device that is a file with an attribute here
             yield self._emit(entry._replace(size=0, payload=0))
             return
@@ -187,23 +180,9 @@ class UpperArchive:
             if st.st_blocks * 512 + _WORTH < size:
                 extents = data_extents(source, size) or ((size, 0),)
             entry = entry._replace(size=size, sparse=extents)
-            yield self._emit(entry)
-            total = 0
-            for offset, length in extents or ((0, size),):
-                total += length
-                yield from _data(source, offset, length)
-            yield padding(total)
+            yield self._emit(entry, data_of(source, extents or ((0, size),)))
         finally:
             os.close(source)
-
-
-def _data(source: int, offset: int, length: int) -> Iterator[bytes]:
-    """Exactly ``length`` bytes: a file that is cut meanwhile is filled up with zeros."""
-    while length:
-        data = os.pread(source, min(length, _CHUNK), offset) or bytes(min(length, _CHUNK))
-        offset += len(data)
-        length -= len(data)
-        yield data
 
 
 def _whiteout(path: bytes) -> Entry:

@@ -23,7 +23,7 @@ from cowstore.caches import view_path
 from cowstore.digest import chain_of
 from cowstore.layers import LayerSource
 from cowstore.manifest import Entry
-from cowstore.upperdir import UpperArchive
+from cowstore.upperdir import UpperLayer
 from cowstore.viewlayer import open_layer
 from tests.helpers import Rig, Target
 from tests.layers import Dir, File, Layers, Link, Symlink, Tree
@@ -46,8 +46,8 @@ class Views:
         chain = []
         with self.store.session() as session:
             for lower in reversed(layers.lowers):
-                archive = UpperArchive(str(lower), Entry(b"", 0))
-                source = LayerSource(archive.pieces)
+                upper = UpperLayer(str(lower), Entry(b"", 0))
+                source = LayerSource(members=upper.members)
                 chain.append(self.store.layers.bring(session, source).diff_id)
             path = view_path(self.store, chain, chain_of(chain))
         return replace(layers, lowers=[Path(path)])
