@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how much work a row does; tiny is a trial, its figures say nothing",
     )
     parser.add_argument("--only", metavar="ROW,...", help="only these rows or workloads (patterns)")
+    parser.add_argument(
+        "--kind", metavar="KIND,...", help="only rows of these kinds: filesystem, image, container"
+    )
     parser.add_argument("--rounds", metavar="N", type=int, help="how often each is measured")
     parser.add_argument("--peers", metavar="NAME,...", help="only these peers (patterns)")
     parser.add_argument(
@@ -22,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="one more peer; {lower} {upper} {work} {mnt} in COMMAND are filled in",
+    )
+    parser.add_argument(
+        "--user", metavar="NAME", help="as root: who does what an ordinary user is to do"
     )
     parser.add_argument("--userns", action="store_true", help="mount in a user namespace")
     parser.add_argument(

@@ -38,11 +38,14 @@ class Moved:
 
     @property
     def word(self) -> str:
-        """ "slower", "faster", "same", "noisy" (too much spread) or "unsure" (one round)."""
+        """ "slower", "faster", "same", "noisy" (too much spread) or "unsure" (one round);
+        of memory and disk "more", "less".
+        """
+        size = self.row.unit == "MiB"
         if self.change.regression:
-            return "slower"
+            return "more" if size else "slower"
         if self.change.gain:
-            return "faster"
+            return "less" if size else "faster"
         if min(self.old.n, self.new.n) == 1:
             return "unsure"
         return "noisy" if self.old.noisy or self.new.noisy else "same"
@@ -73,7 +76,10 @@ def moves(old: Record, new: Record) -> list[Moved]:
     Raises:
         UserError: the records are of different sizes of work, or share nothing.
     """
-    if any(old.facts.get(name) != new.facts.get(name) for name in ("profile", "sizes")):
+    work, again = (dict(made.facts.get("sizes") or {}) for made in (old, new))
+    # A size that only one version knows is of rows that only one version has.
+    different = any(work[name] != again[name] for name in work.keys() & again.keys())
+    if different or old.facts.get("profile") != new.facts.get("profile"):
         raise UserError(
             f"the runs did different work: {old.facts.get('profile')}, {new.facts.get('profile')}",
             "compare two runs with --quick or two without, of versions that do the same work",
@@ -86,6 +92,8 @@ def moves(old: Record, new: Record) -> list[Moved]:
         controls = [
             name for name in shared if before.by_round(row, name) and after.by_round(row, name)
         ]
+        if row.unit == "MiB":
+            controls = []  # sizes do not depend on how busy the machine is
         for peer in ours:
             pair = before.value(row, peer), after.value(row, peer)
             then = _relative(before, row, peer, controls)

@@ -5,12 +5,45 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Final
 
 from bench import stats
 from bench.peers import Peer
 from bench.record import Record, Sample
 from bench.stats import Summary
-from bench.workload import Row
+from bench.workload import CONTAINER, FILESYSTEM, IMAGE, KINDS, MIB, Row
+
+_SCALES: Final = {"s": 1.0, "ms": 1e3, "us": 1e6}
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A family that ours is compared with.
+
+    Attributes:
+        label: short, for the head of a column; ``text`` is longer.
+    """
+
+    family: str
+    label: str
+    text: str
+
+
+#: By the kind of the peers.
+RIVALS: Final = {
+    FILESYSTEM: (
+        Rival("fuse-overlayfs", "FO", "fastest fuse-overlayfs"),
+        Rival("kernel", "KO", "kernel overlayfs"),
+    ),
+    IMAGE: (
+        Rival("podman", "podman", "podman"),
+        Rival("umoci", "umoci", "umoci"),
+    ),
+    CONTAINER: (
+        Rival("podman", "podman", "podman, with the faster runtime"),
+        Rival("oci", "OCI", "fastest OCI runtime alone"),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +82,54 @@ class Figures:
         for sample in record.samples:
             self._samples[sample.row, sample.peer].append(sample)
         self._ours = [peer for peer in record.peers if peer.family == "ours"]
+        self._kinds: dict[str, str] = {}
+        for sample in record.samples:
+            if sample.peer in self.peers:
+                self._kinds[sample.row] = self.peers[sample.peer].kind
 
-    @property
-    def ours(self) -> Peer | None:
-        """The first of ours; its other modes are columns like the others."""
-        return self._ours[0] if self._ours else None
+    def kinds(self) -> list[str]:
+        """The kinds of peers that have figures, in the order of KINDS."""
+        return [kind for kind in KINDS if kind in self._kinds.values()]
+
+    def peers_of(self, kind: str) -> list[Peer]:
+        """The peers of a kind, in the record's order."""
+        return [peer for peer in self.record.peers if peer.kind == kind]
+
+    def ours_of(self, kind: str) -> Peer | None:
+        """The first of ours of a kind; its other modes are columns like the others."""
+        return next((peer for peer in self._ours if peer.kind == kind), None)
+
+    def rivals(self, row: Row) -> list[Rival]:
+        """Whom ours is compared with in a row."""
+        return self.rivals_of(self._kinds[row.name])
+
+    def rivals_of(self, kind: str) -> list[Rival]:
+        """Whom ours is compared with in a kind: the families that are there, if we are."""
+        families = {peer.family for peer in self.peers_of(kind)}
+        if self.ours_of(kind) is None:
+            return []
+        return [rival for rival in RIVALS[kind] if rival.family in families]
 
     def ours_in(self, row: Row) -> Peer | None:
         """The first of ours that has a figure in the row."""
         measured = (peer for peer in self._ours if (row.name, peer.name) in self._samples)
         return next(measured, None)
 
-    def rows(self) -> list[Row]:
-        """The rows that some peer has a figure of."""
-        measured = {row for row, _ in self._samples}
-        return [row for row in self.record.rows if row.name in measured]
+    def rows(self, kind: str | None = None) -> list[Row]:
+        """The rows that some peer, of this kind, has a figure of."""
+        return [
+            row
+            for row in self.record.rows
+            if row.name in self._kinds and kind in (None, self._kinds[row.name])
+        ]
 
     def by_round(self, row: Row, peer: str) -> dict[int, float]:
         """The value of each round, in the row's unit per operation."""
-        scale = 1e6 if row.unit == "us" else 1.0
-        return {
-            sample.round: sample.seconds / sample.count * scale
-            for sample in self._samples.get((row.name, peer), ())
-        }
+        samples = self._samples.get((row.name, peer), ())
+        if row.unit == "MiB":
+            return {sample.round: (sample.bytes or 0) / MIB for sample in samples}
+        scale = _SCALES[row.unit]
+        return {sample.round: sample.seconds / sample.count * scale for sample in samples}
 
     def value(self, row: Row, peer: str) -> Summary | None:
         """The row's figure for a peer; None if there is none."""
@@ -98,8 +156,20 @@ class Figures:
         if peer is None or ours is None:
             return None
         ratio = self.ratio(row, ours.name, peer.name)
-        goal = {"fuse-overlayfs": row.fuse_goal, "kernel": row.kernel_goal}.get(family)
+        goals = {
+            "fuse-overlayfs": row.fuse_goal,
+            "kernel": row.kernel_goal,
+            "podman": row.podman_goal,
+        }
+        goal = goals.get(family)
         return None if ratio is None else Verdict(peer, ratio, goal)
+
+    def exceeds(self, row: Row, peer: Peer) -> bool:
+        """Whether it is ours and its figure is above what is wanted."""
+        value = self.value(row, peer.name)
+        if row.most is None or peer.family != "ours" or value is None or value.noisy:
+            return False
+        return value.median > row.most
 
     def messages(self, row: Row, peer: str) -> dict[str, float] | None:
         """Requests per operation by name, medians over the rounds; None if not counted."""
@@ -119,7 +189,7 @@ class Figures:
 
     def cpu(self, row: Row, peer: str) -> float | None:
         """CPU time of the mount's processes, in the row's unit per operation."""
-        scale = 1e6 if row.unit == "us" else 1.0
+        scale = _SCALES.get(row.unit, 1.0)
         values = [
             sample.cpu / sample.count * scale
             for sample in self._samples.get((row.name, peer), ())

@@ -10,16 +10,20 @@ from bench import svg, table
 from bench.figures import Figures
 from bench.peers import Peer
 from bench.stats import Summary
-from bench.workload import Row
+from bench.workload import FILESYSTEM, Row
 
 #: Style class of a family; the colours are told apart by all (after Okabe and Ito).
-KINDS: Final = {
+STYLES: Final = {
     "plain": "k0",
     "kernel": "k1",
     "kernel-userns": "k2",
     "fuse-overlayfs": "k3",
     "fuse": "k4",
     "ours": "k5",
+    "podman": "k3",
+    "umoci": "k1",
+    "oci": "k1",
+    "sandbox": "k4",
 }
 
 _STYLE: Final = """
@@ -71,9 +75,9 @@ def page(figures: Figures) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
         *_facts(figures),
-        *_overview(figures),
+        *(part for kind in figures.kinds() for part in _overview(figures, kind)),
         "<h2>Figures</h2>",
-        *_table(figures),
+        *(part for kind in figures.kinds() for part in _table(figures, kind)),
         *_totals(figures),
         "<h2>Row by row</h2>",
         *_cards(figures),
@@ -119,75 +123,87 @@ def _facts(figures: Figures) -> Iterator[str]:
         yield "</ul>"
 
 
-def _versus(figures: Figures) -> list[tuple[str, str]]:
-    families = {peer.family for peer in figures.record.peers}
-    pairs = (("fuse-overlayfs", "fastest fuse-overlayfs"), ("kernel", "kernel overlayfs"))
-    return [pair for pair in pairs if figures.ours and pair[0] in families]
-
-
-def _overview(figures: Figures) -> Iterator[str]:
-    versus = _versus(figures)
-    if not versus or figures.ours is None:
+def _overview(figures: Figures, kind: str) -> Iterator[str]:
+    ours, rivals = figures.ours_of(kind), figures.rivals_of(kind)
+    if not rivals or ours is None:
         return
     lanes = []
-    for row in figures.rows():
+    for row in figures.rows(kind):
         marks, goals = [], []
-        for family, label in versus:
-            verdict = figures.verdict(row, family)
+        for rival in rivals:
+            verdict = figures.verdict(row, rival.family)
             if verdict is not None:
-                title = f"{row.name}: {table.figure(verdict.ratio)} x {label}"
-                marks.append(svg.Mark(verdict.ratio, KINDS[family], title))
-                if family == "fuse-overlayfs" and verdict.goal is not None:
+                against = f"{rival.text}, {verdict.peer.name}"
+                title = f"{row.name}: {table.figure(verdict.ratio)} x {against}"
+                marks.append(svg.Mark(verdict.ratio, STYLES[rival.family], title))
+                if rival is rivals[0] and verdict.goal is not None:
                     goals.append(verdict.goal)
         if marks:
             lanes.append(svg.Lane(row.name, marks, goals))
-    name = figures.ours.name
-    yield f"<h2>{escape(name)} compared</h2>"
+    if not lanes:
+        return
+    yield f"<h2>{escape(ours.name)} compared</h2>"
     yield (
-        f"<p>Time of {escape(name)} over the other's, in each round; dot: median, line: quartiles,"
-        " pale: too noisy to say, dashed: goal against fuse-overlayfs. Left of 1 is faster.</p>"
+        f"<p>Figure of {escape(ours.name)} over the other's, in each round; dot: median, line:"
+        f" quartiles, pale: too noisy to say, dashed: goal against {escape(rivals[0].text)}."
+        " Left of 1 is better.</p>"
     )
-    yield svg.legend((KINDS[family], f"over {label}") for family, label in versus)
-    yield svg.ratios(lanes, f"{name} compared with its peers")
+    yield svg.legend((STYLES[rival.family], f"over {rival.text}") for rival in rivals)
+    yield svg.ratios(lanes, f"{ours.name} compared with its peers")
 
 
-def _cell(value: Summary | None) -> str:
+def _cell(value: Summary | None, *, missed: bool) -> str:
     if value is None:
         return "<td>-</td>"
-    kind = ' class="noisy"' if value.noisy else ""
+    kind = ' class="noisy"' if value.noisy else ' class="missed"' if missed else ""
     title = f"{value.n} rounds, quartiles {table.number(value.low)} to {table.number(value.high)}"
     return f'<td{kind} title="{title}">{table.figure(value)}</td>'
 
 
-def _table(figures: Figures) -> Iterator[str]:
-    peers = figures.record.peers
-    versus = _versus(figures)
+def _table(figures: Figures, kind: str) -> Iterator[str]:
+    peers, rivals = figures.peers_of(kind), figures.rivals_of(kind)
     yield '<div class="wide"><table><thead><tr>'
     heads = ["row", "unit", "cache", *(peer.name for peer in peers)]
-    heads += [f"over {label}" for _, label in versus]
-    heads += ["goal FO / KO", "messages", "daemon CPU"]
+    heads += [f"over {rival.text}" for rival in rivals]
+    heads += ["goals", *(("messages", "daemon CPU") if kind == FILESYSTEM else ())]
     yield "".join(f"<th>{escape(head)}</th>" for head in heads)
     yield "</tr></thead><tbody>"
-    for row in figures.rows():
+    for row in figures.rows(kind):
         yield f'<tr><td title="{escape(row.text)}">{escape(row.name)}</td>'
         yield f"<td>{row.unit}</td><td>{row.cache}</td>"
-        yield "".join(_cell(figures.value(row, peer.name)) for peer in peers)
-        for family, _ in versus:
-            verdict = figures.verdict(row, family)
+        for peer in peers:
+            yield _cell(figures.value(row, peer.name), missed=figures.exceeds(row, peer))
+        for rival in rivals:
+            verdict = figures.verdict(row, rival.family)
             word = "" if verdict is None else verdict.word
             text = "-" if verdict is None else table.figure(verdict.ratio)
-            yield f'<td class="{word}">{text}</td>'
-        goals = [goal for goal in (row.fuse_goal, row.kernel_goal) if goal is not None]
-        yield f"<td>{' / '.join(f'{goal:g}' for goal in goals) or '-'}</td>"
-        yield f'<td title="{escape(_messages(figures, row))}">{table.messages(figures, row)}</td>'
-        ours = figures.ours_in(row)
-        cpu = figures.cpu(row, ours.name) if ours else None
-        yield f"<td>{'-' if cpu is None else table.number(cpu)}</td></tr>"
+            title = "" if verdict is None else escape(verdict.peer.name)
+            yield f'<td class="{word}" title="{title}">{text}</td>'
+        yield f"<td>{_goals(row)}</td>"
+        if kind == FILESYSTEM:
+            yield from _served(figures, row)
+        yield "</tr>"
     yield "</tbody></table></div>"
     yield (
         "<p>Medians; a range (italic) where the quartiles are too far apart for a figure."
         " ?: one round only. Messages and daemon CPU: ours, per operation. Hover for details.</p>"
     )
+
+
+def _goals(row: Row) -> str:
+    """What is wanted in a row: ratios, and the most in its unit."""
+    ratios = (row.fuse_goal, row.kernel_goal, row.podman_goal)
+    goals = [f"{goal:g}" for goal in ratios if goal is not None]
+    if row.most is not None:
+        goals.append(f"{row.most:g} {row.unit}")
+    return " / ".join(goals) or "-"
+
+
+def _served(figures: Figures, row: Row) -> Iterator[str]:
+    yield f'<td title="{escape(_messages(figures, row))}">{table.messages(figures, row)}</td>'
+    ours = figures.ours_in(row)
+    cpu = figures.cpu(row, ours.name) if ours else None
+    yield f"<td>{'-' if cpu is None else table.number(cpu)}</td>"
 
 
 def _messages(figures: Figures, row: Row) -> str:
@@ -216,7 +232,7 @@ def _totals(figures: Figures) -> Iterator[str]:
             value = get(peer.name)
             if value is not None:
                 scaled = value * scale
-                mark = svg.Mark(Summary(1, scaled, scaled, scaled), KINDS[peer.family], peer.name)
+                mark = svg.Mark(Summary(1, scaled, scaled, scaled), STYLES[peer.family], peer.name)
                 lanes.append((peer.name, mark, f"{table.number(scaled)} {unit}"))
         if lanes:
             yield f'<div class="card"><h3>{title}</h3>{svg.bars(lanes, title)}</div>'
@@ -228,7 +244,14 @@ def _lane(peer: Peer, row: Row, value: Summary) -> tuple[str, svg.Mark, str]:
         f"{peer.name}: median {table.number(value.median)} {row.unit},"
         f" quartiles {table.number(value.low)} to {table.number(value.high)}, {value.n} rounds"
     )
-    return peer.name, svg.Mark(value, KINDS[peer.family], title), table.figure(value)
+    return peer.name, svg.Mark(value, STYLES[peer.family], title), table.figure(value)
+
+
+def _of_ours(figures: Figures, row: Row) -> str:
+    ours = figures.ours_in(row)
+    if ours is None or ours.kind != FILESYSTEM:
+        return ""
+    return f"<p>messages of ours: {escape(_messages(figures, row))}</p>"
 
 
 def _cards(figures: Figures) -> Iterator[str]:
@@ -243,6 +266,6 @@ def _cards(figures: Figures) -> Iterator[str]:
             f'<div class="card" id="{escape(row.name)}"><h3>{escape(row.name)}</h3>'
             f"<p>{escape(row.text)}; {row.unit}, {row.cache}</p>"
             f"{svg.bars(lanes, row.name)}"
-            f"<p>messages of ours: {escape(_messages(figures, row))}</p></div>"
+            f"{_of_ours(figures, row)}</div>"
         )
     yield "</div>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,21 +47,26 @@ def check_namespaces(*, user: bool) -> None:
         )
 
 
-def launch(order: Order, *, user: bool, seconds: float, cache: Path) -> Result:
+def launch(
+    order: Order, *, user: bool, seconds: float, cache: Path, direct: bool = False
+) -> Result:
     """Carry out one order within so many seconds; what goes wrong is in the result.
 
     Args:
         cache: a directory for compiled Python, so that it is compiled once a run at most,
             wherever the sources are.
+        direct: in no namespaces of its own.
     """
+    words = [] if direct else _unshare(user=user)
     child = subprocess.Popen(
         # -P: no module of the current directory (a bench.py, say) stands in for ours.
-        [*_unshare(user=user), sys.executable, "-P", "-c", _STAGE],
+        [*words, sys.executable, "-P", "-c", _STAGE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=_environment(cache),
+        env=environment(cache),
+        start_new_session=direct,
     )
     try:
         said, errors = child.communicate(to_json(order), timeout=seconds)
@@ -69,6 +75,8 @@ def launch(order: Order, *, user: bool, seconds: float, cache: Path) -> Result:
     finally:
         # --kill-child: with unshare go all processes of the namespace, and with them the mount.
         if child.poll() is None:
+            if direct:
+                os.killpg(child.pid, signal.SIGKILL)
             child.kill()
             child.communicate()
     try:
@@ -78,7 +86,7 @@ def launch(order: Order, *, user: bool, seconds: float, cache: Path) -> Result:
         return Result(error=f"the stage died (exit code {child.returncode}): {last}")
 
 
-def _environment(cache: Path) -> dict[str, str]:
+def environment(cache: Path) -> dict[str, str]:
     """Ours, with this very package and the union's on the path, and messages in English."""
     here = str(Path(__file__).resolve().parent.parent)
     path = os.environ.get("PYTHONPATH")
@@ -92,7 +100,9 @@ def _environment(cache: Path) -> dict[str, str]:
 
 
 def remove_tree(place: Path) -> None:
-    """Remove what a stage left, also directories that may not be listed (overlayfs's work)."""
+    """Remove what a stage left, also directories that may not be listed (overlayfs's work)
+    and, with what newuidmap(1) permits, files of subordinate ids.
+    """
     for top, dirs, _files in os.walk(place):
         for name in dirs:
             path = os.path.join(top, name)
@@ -100,3 +110,6 @@ def remove_tree(place: Path) -> None:
                 with contextlib.suppress(OSError):
                     os.chmod(path, 0o700)
     shutil.rmtree(place, ignore_errors=True)
+    if place.exists() and os.geteuid():
+        command = ["unshare", "--user", "--map-auto", "--map-root-user", "rm", "-rf", str(place)]
+        subprocess.run(command, capture_output=True, check=False)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TextIO
 from unionfs.errors import UserError
 
 if TYPE_CHECKING:
+    from bench.account import Account
     from bench.peers import Peer
     from bench.run import Plan
     from bench.workload import Workload
@@ -76,18 +77,26 @@ def run(arguments: argparse.Namespace) -> int:
         old, new = map(Path, arguments.compare)
         return compare(old, new, as_json=bool(arguments.json))
     from bench import peers, workload
+    from bench.account import find as find_account
     from bench.launch import check_namespaces, remove_tree
     from unionfs.sys import calls
 
     root = os.geteuid() == 0 and calls.in_initial_user_namespace() and not arguments.userns
     profile = arguments.size or ("quick" if arguments.quick else "full")
     everything = profile == "full" or arguments.list
-    found = peers.find(root=root, full=everything or bool(arguments.peers))
+    only = arguments.only.split(",") if arguments.only else []
+    kinds = _kinds(arguments.kind, everything=everything or bool(only))
+    workloads, rows = workload.select(only, quick=not everything, kinds=kinds)
+    account = find_account(arguments.user) if root else None
+    found = peers.find(
+        root=root,
+        full=everything or bool(arguments.peers),
+        kinds={work.kind for work in workloads},
+        account=account,
+    )
     known = [*found.peers, *map(peers.parse, arguments.peer)]
     known.sort(key=lambda peer: peer.family == "ours")
     chosen = _choose_peers(known, arguments.peers)
-    only = arguments.only.split(",") if arguments.only else []
-    workloads, rows = workload.select(only, quick=not everything)
     if arguments.list:
         return _list(chosen, found.missing, workloads)
     if arguments.rounds is not None and arguments.rounds < 1:
@@ -95,13 +104,15 @@ def run(arguments: argparse.Namespace) -> int:
     archive = Path(arguments.archive) if arguments.archive else None
     if archive is not None and not archive.is_file():
         raise UserError(f"--archive {archive}: no such file")
-    check_namespaces(user=not root)
+    if root or any(work.kind == workload.FILESYSTEM for work in workloads):
+        check_namespaces(user=not root)
     with contextlib.nullcontext() if profile == "tiny" else _alone():
-        plan = _plan(arguments, profile, chosen, workloads, rows, archive, root=root)
+        plan = _plan(arguments, profile, chosen, workloads, rows, archive, account, root=root)
         try:
             return _measure(arguments, plan, found.missing, profile)
         finally:
             remove_tree(plan.place)
+            remove_tree(plan.short)
 
 
 def _plan(
@@ -111,6 +122,7 @@ def _plan(
     workloads: list[Workload],
     rows: set[str],
     archive: Path | None,
+    account: Account | None,
     *,
     root: bool,
 ) -> Plan:
@@ -126,12 +138,26 @@ def _plan(
         sizes=sizes,
         rounds=rounds or sizes.rounds,
         place=_make_place(arguments.work),
+        short=_make_short(),
         userns=not root,
         drop=root and not arguments.no_drop_caches,
         extra=0 if rounds or profile == "tiny" else sizes.rounds,
         seconds=None if rounds or profile != "quick" else _QUICK_SECONDS,
         archive=archive,
+        account=account,
     )
+
+
+def _kinds(text: str | None, *, everything: bool) -> tuple[str, ...]:
+    """The kinds that ``--kind`` names; else all, or what ``--quick`` has. Raises UserError."""
+    from bench.workload import FILESYSTEM, KINDS
+
+    if text is None:
+        return KINDS if everything else (FILESYSTEM,)
+    for kind in text.split(","):
+        if kind not in KINDS:
+            raise UserError(f"no kind {kind}", f"kinds are {', '.join(KINDS)}")
+    return tuple(text.split(","))
 
 
 def _make_place(work: str | None) -> Path:
@@ -143,12 +169,21 @@ def _make_place(work: str | None) -> Path:
         place = Path(tempfile.mkdtemp(prefix="pyunion-bench-", dir=top))
     except OSError as error:
         raise UserError(f"{top}: {error.strerror}") from None
+    # An ordinary user of root's run comes through here.
+    place.chmod(0o711)
     # ext4 gives no inode out again for minutes and searches past those just freed: creating
     # gets ten times slower where the last stage was removed. Below a "top of hierarchies"
     # (chattr(1), T) each directory goes to a block group of its own, chosen by its name.
     with contextlib.suppress(FileNotFoundError):
         subprocess.run(["chattr", "+T", str(place)], capture_output=True, check=False)
     return place
+
+
+def _make_short() -> Path:
+    """A directory for sockets."""
+    short = Path(tempfile.mkdtemp(prefix="pyunion-bench-", dir="/tmp"))
+    short.chmod(0o711)
+    return short
 
 
 def _choose_peers(known: list[Peer], patterns: str | None) -> list[Peer]:
@@ -168,13 +203,16 @@ def _choose_peers(known: list[Peer], patterns: str | None) -> list[Peer]:
 
 
 def _list(peers: list[Peer], missing: list[str], workloads: list[Workload]) -> int:
+    from bench.workload import FILESYSTEM
+
     print("Peers:")
     for peer in peers:
         print(f"  {peer.name:<22} {peer.version}")
     for text in missing:
         print(f"  ({text})")
     for work in workloads:
-        print(f"\n{work.name}{'' if work.quick else ' (not in --quick)'}:")
+        quick = work.quick and work.kind == FILESYSTEM
+        print(f"\n{work.name} [{work.kind}]{'' if quick else ' (not in --quick)'}:")
         for row in work.rows:
             print(f"  {row.name:<22} {row.text} [{row.unit}, {row.cache}]")
     return 0

@@ -13,11 +13,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.account import Account
 from bench.workload import FILESYSTEM
 from unionfs import __version__
 from unionfs.errors import UserError
@@ -34,6 +35,7 @@ class Peer:
         family: "plain", "kernel", "fuse-overlayfs", "fuse" (other FUSE unions) or "ours".
         command: mounts; empty for the plain directory, which gets a copy of the lower.
         version: as it says itself.
+        user_command: in place of ``command`` where an ordinary user runs it.
         userns: mount inside a user namespace.
         copy_up: can change files of the lower.
         kind: the workloads it is for; the command of another kind is the workload's to run.
@@ -46,6 +48,7 @@ class Peer:
     userns: bool = False
     copy_up: bool = True
     kind: str = FILESYSTEM
+    user_command: tuple[str, ...] = ()
 
     def mount_command(self, lower: str, upper: str, work: str, mnt: str) -> list[str]:
         """The command with its fields filled in."""
@@ -85,10 +88,10 @@ def parse(text: str) -> Peer:
         family = "fuse-overlayfs"
     elif "pyunion" in command:
         family = "ours"
-    return Peer(name, family, (program, *words[1:]), _version(program))
+    return Peer(name, family, (program, *words[1:]), version_of(program))
 
 
-def _version(program: str, flag: str = "--version") -> str:
+def version_of(program: str, flag: str = "--version") -> str:
     """The line of ``program --version`` that looks like one; empty if there is none."""
     try:
         done = subprocess.run(
@@ -112,17 +115,33 @@ class Found:
     missing: list[str]
 
 
-#: Further ways to find peers, for packages with workloads of another kind: called with
-#: ``root`` and ``full`` of ``find``.
-FINDERS: Final[list[Callable[[bool, bool], Found]]] = []
+#: How peers of each kind are found: called with ``full`` and ``account`` of ``find``.
+FINDERS: Final[dict[str, Callable[[bool, Account | None], Found]]] = {}
 
 
-def find(*, root: bool, full: bool) -> Found:
+def find(
+    *,
+    root: bool,
+    full: bool,
+    kinds: Container[str] = (FILESYSTEM,),
+    account: Account | None = None,
+) -> Found:
     """The peers of this machine; ``root`` in the initial user namespace, else all in one below.
 
     Args:
         full: also those that steer nothing: other unions, other engines, other namespaces.
+        kinds: of the peers that are wanted.
+        account: who does what an ordinary user is to do.
     """
+    found = _filesystems(root=root, full=full) if FILESYSTEM in kinds else Found([], [])
+    for kind, finder in FINDERS.items():
+        if kind in kinds:
+            more = finder(full, account)
+            found = Found(found.peers + more.peers, found.missing + more.missing)
+    return found
+
+
+def _filesystems(*, root: bool, full: bool) -> Found:
     peers = [Peer("plain", "plain", version="a directory of the same filesystem")]
     missing: list[str] = []
     _kernel(peers, missing, root=root, full=full)
@@ -132,10 +151,6 @@ def find(*, root: bool, full: bool) -> Found:
     if full:
         _others(peers, missing)
     peers += _ours(missing, root=root, full=full)
-    for finder in FINDERS:
-        found = finder(root, full)
-        peers += found.peers
-        missing += found.missing
     return Found(peers, missing)
 
 
@@ -171,7 +186,7 @@ def _program(
         missing.append(f"{name}: not installed")
         return
     words = tuple(program if word == "{program}" else word for word in command)
-    peers.append(Peer(name, family, words, _version(program), copy_up=copy_up))
+    peers.append(Peer(name, family, words, version_of(program), copy_up=copy_up))
 
 
 def _others(peers: list[Peer], missing: list[str]) -> None:

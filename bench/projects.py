@@ -92,11 +92,16 @@ def _archive(site: Site) -> list[Path]:
     return [lower]
 
 
+def extract(archive: Path, place: Path, *, owners: bool) -> None:
+    """Unpack a root filesystem but for its devices. Raises Skipped if that fails."""
+    owner = [] if owners else ["--no-same-owner"]
+    _run(["tar", "-xf", str(archive), "--exclude=./dev", *owner], place)
+
+
 def _system(site: Site) -> list[Path]:
     """The archive unpacked, as a lower."""
     _archive(site)
-    owner = [] if site.root else ["--no-same-owner"]
-    _run(["tar", "-xf", str(site.top / "root.tar"), "-C", "l", "--exclude=./dev", *owner], site.top)
+    extract(site.top / "root.tar", site.top / "l", owners=site.root)
     (site.top / "root.tar").unlink()
     return [site.top / "l"]
 

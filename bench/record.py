@@ -22,6 +22,7 @@ from bench.workload import Row
 from unionfs.errors import UserError
 
 FORMAT: Final = 1
+_TUPLES: Final = ("command", "user_command")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Sample:
     count: int
     cpu: float | None = None
     messages: dict[str, int] | None = None
+    bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,9 @@ def _parse(objects: list[dict[str, Any]]) -> Record:
     head = objects[0]
     if head["type"] != "run" or head["format"] != FORMAT:
         raise ValueError("not the first line of a record")
-    peers = [Peer(**{**peer, "command": tuple(peer["command"])}) for peer in head["peers"]]
+    for peer in head["peers"]:
+        peer.update({name: tuple(peer[name]) for name in _TUPLES if name in peer})
+    peers = [Peer(**peer) for peer in head["peers"]]
     record = Record(head["facts"], peers, [Row(**row) for row in head["rows"]])
     for values in objects[1:]:
         kind = values.pop("type")

@@ -24,7 +24,7 @@ def write(record: Record, output: Path) -> tuple[list[Path], list[str]]:
     files[2].write_text(html.page(figures), encoding="utf-8")
     if not png.available():
         return files, ["no PNG: matplotlib is not installed (pip install 'pyunion[bench]')"]
-    if figures.ours is None or not figures.rows():
+    if not any(map(figures.ours_of, figures.kinds())):
         return files, ["no PNG: nothing of ours was measured"]
     png.write(figures, output / "report.png")
     return [*files, output / "report.png"], []

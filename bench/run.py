@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Final
 
 from bench import facts, record, workload
+from bench.account import Account
 from bench.figures import Figures
 from bench.launch import launch, remove_tree
 from bench.peers import Peer
 from bench.record import Mounted, Record, Sample
 from bench.stage import Order, Result
 from bench.trees import Trees
-from bench.workload import Sizes, Skipped, Workload
+from bench.workload import FILESYSTEM, Sizes, Skipped, Workload
 from unionfs.errors import UserError
 
 #: What others spoil by dropping caches is measured at most this often.
@@ -45,6 +46,9 @@ class Plan:
         extra: more rounds at most, for workloads with rows that are too noisy.
         seconds: begin no round of a workload after this time; None: there is time.
         userns: mount everything in a user namespace.
+        account: who does, where root runs the bench, what an ordinary user is to do.
+        short: a directory with a short name, for sockets: unix(7) allows 107 characters, and
+            podman's --runroot no more than 50.
         drop: caches may be dropped.
         archive: a root filesystem's tar to work with; None: one is made.
     """
@@ -55,11 +59,13 @@ class Plan:
     sizes: Sizes
     rounds: int
     place: Path
+    short: Path
     userns: bool
     drop: bool
     extra: int = 0
     seconds: float | None = None
     archive: Path | None = None
+    account: Account | None = None
 
     def stages(self) -> int:
         """How many mounts it takes, without extra rounds."""
@@ -98,6 +104,7 @@ class Run:
     done: int = 0
     _deadline: float = float("inf")
     _failed: set[tuple[str, str]] = field(default_factory=set)
+    _prepared: set[tuple[str, str]] = field(default_factory=set)
 
     def go(self) -> None:
         """Do it all; the record is complete up to the last whole round if interrupted.
@@ -134,14 +141,14 @@ class Run:
         figures = Figures(self.record)
         noisy = set()
         for row in figures.rows():
-            verdicts = [figures.verdict(row, family) for family in ("fuse-overlayfs", "kernel")]
+            verdicts = [figures.verdict(row, rival.family) for rival in figures.rivals(row)]
             if any(verdict is not None and verdict.word == "noisy" for verdict in verdicts):
                 noisy.add(row.name)
         return [work for work in self.plan.workloads if noisy & {row.name for row in work.rows}]
 
     def _turn(self, work: Workload, number: int, trees: Trees) -> None:
         """One round of a workload, if it can be had and there is time."""
-        if work.name in self.left_out:
+        if work.name in self.left_out or not self.plan.peers_of(work):
             return
         if time.monotonic() > self._deadline:
             if not number:
@@ -152,11 +159,36 @@ class Run:
         try:
             if missing:
                 raise Skipped(f"{', '.join(missing)} not installed")
+            self._check_user(work)
             trees.get(work.tree)
         except Skipped as reason:
             self.left_out[work.name] = str(reason)
             return
+        if work.needs:
+            self._ready(work, number, trees)
         self._round(work, number, trees)
+
+    def _check_user(self, work: Workload) -> None:
+        """Raises Skipped if nobody is here to do it."""
+        if work.kind == FILESYSTEM:
+            return
+        if os.geteuid() == 0 and self.plan.userns:
+            raise Skipped("not inside a user namespace")
+        if work.user and os.geteuid() == 0 and self.plan.account is None:
+            raise Skipped("no user with subordinate ids (subuid(5); --user)")
+        if not work.user and os.geteuid():
+            raise Skipped("needs root")
+
+    def _ready(self, work: Workload, number: int, trees: Trees) -> None:
+        """What a workload needs before, once per peer; where that fails, the peer is out."""
+        needed = workload.REGISTRY[work.needs]
+        for peer in self.plan.peers_of(work):
+            if (needed.name, peer.name) not in self._prepared:
+                self._prepared.add((needed.name, peer.name))
+                self.progress(f"{needed.name}: {peer.name}", self.done)
+                self._keep(needed, number, [(peer, self._stage(needed, peer, trees))])
+            if (needed.name, peer.name) in self._failed:
+                self._failed.add((work.name, peer.name))
 
     def _round(self, work: Workload, number: int, trees: Trees) -> None:
         """One round of a workload, repeated while others drop caches."""
@@ -225,6 +257,7 @@ class Run:
                     measure.count,
                     measure.cpu,
                     measure.messages,
+                    measure.bytes,
                 )
                 self.record.samples.append(sample)
                 self.sink(record.line("measure", sample))
@@ -237,7 +270,13 @@ class Run:
             left = max(_LAST_SECONDS, self._deadline - time.monotonic())
             user = self.plan.userns or peer.userns
             seconds = min(_STAGE_SECONDS, left)
-            return launch(order, user=user, seconds=seconds, cache=self.plan.place / "python")
+            return launch(
+                order,
+                user=user,
+                seconds=seconds,
+                cache=self.plan.place / "python",
+                direct=work.kind != FILESYSTEM and os.geteuid() != 0,
+            )
         finally:
             remove_tree(place)
 
@@ -247,14 +286,25 @@ class Run:
         if sum(map(len, stack)) > 2000:
             # mount(2) takes one page of options; the command runs beside the stack.
             named = [lower.name for lower in lowers]
+        own = f"{self.plan.peers.index(peer)}{'u' if work.user else ''}"
+        home, short = self.plan.place / "homes" / own, self.plan.short / own
+        if work.kind != FILESYSTEM:
+            home.mkdir(parents=True, exist_ok=True)
+            short.mkdir(exist_ok=True)
+        command = list(peer.user_command if work.user and peer.user_command else peer.command)
+        if work.kind == FILESYSTEM:
+            fields = (str(place / name) for name in ("u", "w", "m"))
+            command = peer.mount_command(":".join(named), *fields)
         return Order(
-            peer.mount_command(
-                ":".join(named), str(place / "u"), str(place / "w"), str(place / "m")
-            ),
+            command,
             work.name,
             stack,
             str(place),
             self.plan.sizes,
             self.plan.drop,
             list(workload.PROVIDERS),
+            peer.name,
+            str(home),
+            str(short),
+            self.plan.account if work.user else None,
         )

@@ -4,6 +4,9 @@ The process is the first of its PID namespace, so every other process in it
 after mounting belongs to the mount, is waited for at the end, and dies with
 us; the mount namespace takes the mount along. ``run`` starts it with an ``Order`` on
 standard input and reads one line, a ``Result``, from standard output.
+
+Workloads for images and containers, where an ordinary user runs the bench, have no such
+namespaces, since what they measure makes its own; what they leave is ended by us.
 """
 
 from __future__ import annotations
@@ -17,13 +20,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from bench import account, processes
+from bench.account import Account
+from bench.processes import Watch
 from bench.workload import FILESYSTEM, PROVIDERS, REGISTRY, Sizes, Skipped, load
+from runtime.sys.calls import set_child_subreaper
 from unionfs.errors import UserError
 from unionfs.ops import STATS_XATTR
 from unionfs.sys import calls
@@ -46,6 +54,11 @@ class Order:
         lowers: the stack, topmost first.
         place: an empty directory for the peer's files, on the disk that is measured.
         drop: whether caches may be dropped.
+        peer: its name.
+        home: a directory that lasts from one turn of the peer to the next; for workloads that
+            are not for filesystems.
+        run: the same, with a short name, for what does not outlive the turn.
+        account: whom to turn into.
     """
 
     command: list[str]
@@ -55,6 +68,10 @@ class Order:
     sizes: Sizes
     drop: bool
     providers: list[str]
+    peer: str = ""
+    home: str = ""
+    run: str = ""
+    account: Account | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +82,7 @@ class Measure:
         seconds: for all ``count`` operations.
         cpu: seconds the mount's processes computed meanwhile; None without such.
         messages: requests of the kernel by name, where the daemon counts them.
+        bytes: of memory or disk, in rows that are about these; ``seconds`` is 0 then.
     """
 
     row: str
@@ -72,6 +90,7 @@ class Measure:
     count: int
     cpu: float | None = None
     messages: dict[str, int] | None = None
+    bytes: int | None = None
 
 
 @dataclass(slots=True)
@@ -161,6 +180,10 @@ class Stage:
             seconds = timing.seconds
         self.result.measures.append(Measure(row, seconds, timing.count, spent, messages))
 
+    def amount(self, row: str, size: int) -> None:
+        """A figure of memory or disk, in bytes."""
+        self.result.measures.append(Measure(row, 0.0, 1, bytes=size))
+
     def each(self, row: str, call: Callable[[Any], object], items: Iterable[Any]) -> None:
         """Time ``call`` for each of ``items``, made before."""
         items = list(items)
@@ -189,10 +212,61 @@ class Stage:
             said = os.fsdecode(done.stderr or done.stdout).strip().splitlines()[-1:]
             raise OSError(0, f"{command[0]}: exit code {done.returncode} {' '.join(said)}")
 
+    def call(self, command: list[str], **options: Any) -> str:
+        """Run a program that may leave daemons behind; what it printed.
+
+        Its output goes to files: daemons that inherit a pipe would keep it open.
+
+        Raises:
+            OSError: it failed; with the last line that it said.
+        """
+        with tempfile.TemporaryFile(dir=self.scratch) as out:
+            with tempfile.TemporaryFile(dir=self.scratch) as errors:
+                done = subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=errors,
+                    check=False,
+                    **{"cwd": self.scratch, **options},
+                )
+                texts = []
+                for file in (out, errors):
+                    file.seek(0)
+                    texts.append(os.fsdecode(file.read()).strip())
+        if done.returncode:
+            said = (texts[1] or texts[0]).splitlines()[-1:]
+            program = os.path.basename(command[0])
+            raise OSError(0, f"{program}: exit code {done.returncode} {' '.join(said)}")
+        return texts[0]
+
+    def watch(self) -> Watch:
+        """The memory of all processes of the stage, while the body runs."""
+        return Watch()
+
     # -- for this module ------------------------------------------------------------
 
+    def settle(self) -> None:
+        """Make ready for what is not a filesystem; errors as OSError."""
+        person = self.order.account
+        if os.getpid() != 1:
+            set_child_subreaper()
+            return
+        account.leave_hybrid_cgroups()
+        if person is not None:
+            account.open_fuse(self.order.place)
+            for place in (
+                self.order.place,
+                self.order.home,
+                self.order.run,
+                self.mnt,
+                self.scratch,
+            ):
+                os.chown(place, person.uid, person.gid)
+            account.become(person)
+
     def _cpu(self) -> float:
-        return sum(_cpu_seconds(pid) for pid in self.daemons)
+        return sum(processes.cpu_seconds(pid) for pid in self.daemons)
 
     def _messages(self) -> dict[str, int] | None:
         try:
@@ -239,7 +313,7 @@ class Stage:
             if now > _MOUNT_SECONDS:
                 raise UserError(f"nothing is mounted after {_MOUNT_SECONDS} s")
             time.sleep(0.001)
-        self.daemons = _others()
+        self.daemons = processes.others()
         log.unlink()
         with contextlib.suppress(OSError, ValueError, KeyError):
             self.result.features = json.loads(os.getxattr(self.mnt, STATS_XATTR))["features"]
@@ -254,8 +328,10 @@ class Stage:
 
     def finish(self) -> None:
         """Unmount; wait for the processes, and take stock of them."""
-        self.result.peak_memory = sum(_peak_memory(pid) for pid in self.daemons)
-        cpu = {pid: _cpu_seconds(pid) for pid in self.daemons}
+        if os.getpid() != 1:
+            _end(processes.others())
+        self.result.peak_memory = sum(processes.peak_memory(pid) for pid in self.daemons)
+        cpu = {pid: processes.cpu_seconds(pid) for pid in self.daemons}
         with contextlib.suppress(OSError):
             if self._mounted():
                 self._unmount()
@@ -288,30 +364,16 @@ def _minus(counts: dict[str, int], less: dict[str, int]) -> dict[str, int]:
     return {name: count for name, count in left.items() if count > 0}
 
 
-def _others() -> list[int]:
-    """All processes of this PID namespace but this one."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != 1]
-
-
-def _cpu_seconds(pid: int) -> float:
-    """CPU time of all threads that a process has and had; 0 when it is gone.
-
-    The clock's number is made as clock_getcpuclockid(3) makes it: the inverted PID, then
-    the bits for "process" and "scheduler time". Finer than proc_pid_stat(5), which counts ticks.
-    """
-    try:
-        return time.clock_gettime((~pid << 3) | 2)
-    except OSError:
-        return 0.0
-
-
-def _peak_memory(pid: int) -> int:
-    """VmHWM of a process, in bytes (proc_pid_status(5)); 0 when it is gone."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
+def _end(pids: list[int]) -> None:
+    """Kill what a workload left; in a PID namespace of our own the kernel does that."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + _END_SECONDS
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if not os.waitpid(-1, os.WNOHANG)[0]:
+                time.sleep(0.001)
 
 
 def play(order: Order) -> Result:
@@ -326,6 +388,8 @@ def play(order: Order) -> Result:
             workload.prepare(stage)
         if workload.kind == FILESYSTEM:
             stage.mount()
+        else:
+            stage.settle()
         workload.run(stage)
     except Skipped as reason:
         result.skipped = str(reason)
@@ -350,6 +414,7 @@ def order_from(text: str) -> Order:
     """The reverse of ``to_json``."""
     values = json.loads(text)
     values["sizes"] = Sizes(**values["sizes"])
+    values["account"] = values["account"] and Account(**values["account"])
     return Order(**values)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from bench.figures import Figures, Verdict
+from bench.figures import Figures, Rival, Verdict
+from bench.peers import Peer
 from bench.stats import Summary
-from bench.workload import Row
+from bench.workload import FILESYSTEM, Row
 
 #: Above this share of the machine's CPU time, other processes are worth a warning.
 BUSY_SHARE: Final = 0.15
@@ -67,28 +68,43 @@ def render(cells: list[list[str]]) -> Iterator[str]:
 
 
 def table(figures: Figures) -> Iterator[str]:
-    """All of it: rows, totals, and what is to be known of them."""
-    peers = figures.record.peers
-    versus = [
-        (family, label)
-        for family, label in (("fuse-overlayfs", "FO"), ("kernel", "KO"))
-        if figures.ours and any(peer.family == family for peer in peers)
-    ]
-    head = ["row", "unit", *(peer.name for peer in peers)]
-    head += [f"/{label}" for _, label in versus] + ["messages"]
-    cells = [head]
-    for row in figures.rows():
-        line = [row.name, row.unit]
-        line += [figure(figures.value(row, peer.name)) for peer in peers]
-        line += [ratio(figures.verdict(row, family)) for family, _ in versus]
-        cells.append([*line, messages(figures, row)])
-    tail = [""] * (len(versus) + 1)
-    cells.append(["daemon CPU", "s", *(_seconds(figures.total_cpu(p.name)) for p in peers), *tail])
-    cells.append(["peak memory", "MiB", *(_mib(figures.peak_memory(p.name)) for p in peers), *tail])
-    mounting = [_milli(figures.mount_seconds(peer.name)) for peer in peers]
-    cells.append(["mounting", "ms", *mounting, *tail])
-    yield from render(cells)
+    """All of it, a table for each kind: rows, totals, and what is to be known of them."""
+    for kind in figures.kinds():
+        yield from render(list(_cells(figures, kind)))
+        yield ""
     yield from notes(figures)
+
+
+def _cells(figures: Figures, kind: str) -> Iterator[list[str]]:
+    peers = figures.peers_of(kind)
+    rivals = figures.rivals_of(kind)
+    served = kind == FILESYSTEM
+    head = ["row", "unit", *(peer.name for peer in peers)]
+    yield [*head, *(f"/{rival.label}" for rival in rivals), *(["messages"] if served else [])]
+    for row in figures.rows(kind):
+        line = [row.name, row.unit]
+        line += [
+            figure(figures.value(row, peer.name)) + (" !" if figures.exceeds(row, peer) else "")
+            for peer in peers
+        ]
+        line += [ratio(figures.verdict(row, rival.family)) for rival in rivals]
+        yield [*line, *([messages(figures, row)] if served else [])]
+    if served:
+        yield from _totals(figures, peers, [""] * (len(rivals) + 1))
+
+
+def _totals(figures: Figures, peers: list[Peer], tail: list[str]) -> Iterator[list[str]]:
+    yield ["daemon CPU", "s", *(_seconds(figures.total_cpu(p.name)) for p in peers), *tail]
+    yield ["peak memory", "MiB", *(_mib(figures.peak_memory(p.name)) for p in peers), *tail]
+    yield ["mounting", "ms", *(_milli(figures.mount_seconds(p.name)) for p in peers), *tail]
+
+
+def _legend(figures: Figures, kind: str, rival: Rival) -> str:
+    """What a column of ratios is, and of which peers the fastest was taken in each row."""
+    ours = figures.ours_of(kind)
+    names = [peer.name for peer in figures.peers_of(kind) if peer.family == rival.family]
+    of = f" in each row, of {', '.join(names)}" if len(names) > 1 else ""
+    return f"{ours.name if ours else ''} over {rival.text}{of}"
 
 
 def _seconds(value: float | None) -> str:
@@ -107,7 +123,6 @@ def notes(figures: Figures) -> Iterator[str]:
     """What the reader of the table must know."""
     record = figures.record
     facts = record.facts
-    yield ""
     yield (
         f"{facts['kernel']}, {facts['cpus']} x {facts['cpu']}, Python {facts['python']};"
         f" {facts['filesystem']}"
@@ -120,12 +135,13 @@ def notes(figures: Figures) -> Iterator[str]:
         yield f"left out: {text}"
     for text in figures.failures():
         yield f"no figure: {text}"
-    if figures.ours:
-        yield (
-            f"/FO, /KO: {figures.ours.name} over the fastest fuse-overlayfs and over the kernel's"
-            " overlayfs, median of the rounds' ratios; ! misses its goal; a..b: too noisy to say;"
-            " ?: one round only"
-        )
+    for kind in figures.kinds():
+        for rival in figures.rivals_of(kind):
+            yield f"/{rival.label}: {_legend(figures, kind, rival)}"
+    yield (
+        "ratios: median of the rounds' ratios; ! misses its goal; a..b: too noisy to say;"
+        " ?: one round only"
+    )
     end = record.end
     if not end:
         yield "The run was broken off."

@@ -30,6 +30,7 @@ class Site:
         archive: a root filesystem's tar that was named by the user.
         root: made by root in the initial user namespace.
         note: to be told where content comes from: (tree, text).
+        get: another tree's stack, as ``Trees.get``.
     """
 
     top: Path
@@ -37,6 +38,7 @@ class Site:
     archive: Path | None
     root: bool
     note: Callable[[str, str], None]
+    get: Callable[[str], list[Path]]
 
 
 def _empty(site: Site) -> list[Path]:
@@ -166,7 +168,8 @@ class Trees:
         if name not in self._made:
             place = self._top / name
             place.mkdir(parents=True)
-            site = Site(place, self._sizes, self._archive, self._root, self.notes.__setitem__)
+            note = self.notes.__setitem__
+            site = Site(place, self._sizes, self._archive, self._root, note, self.get)
             self._made[name] = MAKERS[name](site)
         return self._made[name]
 

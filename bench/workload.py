@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -26,11 +26,18 @@ PROVIDERS: Final = [
     "bench.workloads.data",
     "bench.workloads.work",
     "bench.workloads.many",
+    "bench.workloads.images",
+    "bench.workloads.containers",
 ]
 
 
-#: The kind of peers that are mounted, and of the workloads for them.
+#: Kinds of peers, and of the workloads for them; only FILESYSTEM is mounted.
 FILESYSTEM: Final = "filesystem"
+IMAGE: Final = "image"
+CONTAINER: Final = "container"
+KINDS: Final = (FILESYSTEM, IMAGE, CONTAINER)
+
+MIB: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,7 @@ class Sizes:
         units: source files of the C program.
         inserts: transactions of the database.
         disk: bytes of the file that fio works on.
+        starts: containers that are started one after the other for one figure.
     """
 
     rounds: int
@@ -67,9 +75,8 @@ class Sizes:
     units: int
     inserts: int
     disk: int
+    starts: int = 1
 
-
-_MIB: Final = 1 << 20
 
 PROFILES: Final = {
     "tiny": Sizes(
@@ -79,15 +86,15 @@ PROFILES: Final = {
         wide_files=10,
         grown=50,
         tree=4,
-        data=_MIB,
-        large=_MIB,
-        huge=2 * _MIB,
+        data=MIB,
+        large=MIB,
+        huge=2 * MIB,
         archive=20,
         system=False,
         repository=20,
         units=3,
         inserts=5,
-        disk=_MIB,
+        disk=MIB,
     ),
     "quick": Sizes(
         rounds=3,
@@ -96,15 +103,16 @@ PROFILES: Final = {
         wide_files=100,
         grown=3000,
         tree=100,
-        data=64 * _MIB,
-        large=64 * _MIB,
-        huge=256 * _MIB,
+        data=64 * MIB,
+        large=64 * MIB,
+        huge=256 * MIB,
         archive=1000,
         system=False,
         repository=1000,
         units=10,
         inserts=50,
-        disk=32 * _MIB,
+        disk=32 * MIB,
+        starts=5,
     ),
     "full": Sizes(
         rounds=7,
@@ -113,15 +121,16 @@ PROFILES: Final = {
         wide_files=500,
         grown=50_000,
         tree=1000,
-        data=256 * _MIB,
-        large=64 * _MIB,
-        huge=1024 * _MIB,
+        data=256 * MIB,
+        large=64 * MIB,
+        huge=1024 * MIB,
         archive=10_000,
         system=True,
         repository=10_000,
         units=100,
         inserts=500,
-        disk=128 * _MIB,
+        disk=128 * MIB,
+        starts=10,
     ),
 }
 
@@ -132,13 +141,15 @@ class Skipped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report; all rows are times, so less is better.
+    """One line of the report: time, or in MiB memory or disk; less is better.
 
     Attributes:
-        unit: "us" for an operation, "s" for the whole.
+        unit: "us" or "ms" for an operation, "s" for the whole, "MiB".
         cache: "warm", "first" (known below, not yet to the mount) or "cold" (caches dropped).
         fuse_goal: at most this ratio to the fastest fuse-overlayfs.
         kernel_goal: at most this ratio to the kernel's overlayfs.
+        podman_goal: at most this ratio to podman.
+        most: ours is at most this, in the row's unit.
     """
 
     name: str
@@ -147,6 +158,8 @@ class Row:
     cache: str = "warm"
     fuse_goal: float | None = None
     kernel_goal: float | None = None
+    podman_goal: float | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +176,8 @@ class Workload:
         programs: must be on PATH.
         kind: which peers it is for; only FILESYSTEM gets a mount.
         prepare: fills ``Stage.upper`` before mounting.
+        user: done by an ordinary user, also where root runs the bench.
+        needs: name of a workload without rows that is done before, once per peer and run.
     """
 
     name: str
@@ -176,6 +191,8 @@ class Workload:
     programs: tuple[str, ...] = ()
     kind: str = FILESYSTEM
     prepare: Callable[[Stage], None] | None = None
+    user: bool = False
+    needs: str = ""
 
 
 REGISTRY: Final[dict[str, Workload]] = {}
@@ -201,13 +218,15 @@ def rows_of(workloads: Iterable[Workload]) -> dict[str, Row]:
     return {row.name: row for workload in workloads for row in workload.rows}
 
 
-def select(patterns: list[str], *, quick: bool) -> tuple[list[Workload], set[str]]:
+def select(
+    patterns: list[str], *, quick: bool, kinds: Container[str] = KINDS
+) -> tuple[list[Workload], set[str]]:
     """The workloads and the rows that ``--only`` asks for; without patterns, the profile's.
 
     Raises:
-        UserError: a pattern fits no row and no workload.
+        UserError: a pattern fits no row and no workload of these kinds.
     """
-    known = list(load().values())
+    known = [workload for workload in load().values() if workload.kind in kinds and workload.rows]
     if not patterns:
         chosen = [workload for workload in known if workload.quick or not quick]
         return chosen, set(rows_of(chosen))

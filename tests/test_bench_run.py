@@ -271,6 +271,7 @@ def test_two_runs_do_not_measure_each_other(
     [
         (["--only", "nonsense"], "no row nonsense"),
         (["--peers", "nonsense"], "no peer nonsense"),
+        (["--kind", "container,x"], "no kind x"),
         (["--rounds", "0"], "--rounds must be 1 or more"),
         (["--rounds", "x"], "invalid int value"),
         (["--peer", "plain=sh {mnt}"], "two peers are called plain"),
@@ -332,10 +333,12 @@ def test_another_kind_of_workload_gets_its_peers_command_and_no_mount(
 ) -> None:
     (place.parent / "rows.py").write_text(
         "from bench.workload import Row, Workload, register\n"
+        "import os\n"
         "def start(stage):\n"
         "    with stage.measure('start-up'):\n"
         "        stage.run(stage.order.command)\n"
-        "register(Workload('start', (Row('start-up', 'start'),), start, kind='container'))\n"
+        "register(Workload('launch', (Row('start-up', 'start'),), start, kind='container',"
+        " user=os.geteuid() != 0))\n"
     )
     engine = Peer(
         "engine",
@@ -347,7 +350,9 @@ def test_another_kind_of_workload_gets_its_peers_command_and_no_mount(
         ),
         kind="container",
     )
-    monkeypatch.setattr(peers, "FINDERS", [lambda root, full: Found([engine], ["x: not here"])])
+    workload.load()
+    found = Found([engine], ["x: not here"])
+    monkeypatch.setattr(peers, "FINDERS", {"container": lambda full, account: found})
     _provide(place, monkeypatch)
     assert _bench(place, "--only", "start-up") == 0
     made = _load(place)
@@ -392,7 +397,15 @@ def test_only_unions_that_copy_up_get_rows_that_change_the_lower() -> None:
     known = workload.load()
     pool, plain = Peer("pool", "fuse", ("p",), copy_up=False), Peer("plain", "plain")
     plan = run.Plan(
-        [plain, pool], [], set(), PROFILES["tiny"], 1, Path("/"), userns=False, drop=False
+        [plain, pool],
+        [],
+        set(),
+        PROFILES["tiny"],
+        1,
+        Path("/"),
+        Path("/"),
+        userns=False,
+        drop=False,
     )
     assert plan.peers_of(known["copyup"]) == [plain]
     assert plan.peers_of(known["copyup-large"]) == []

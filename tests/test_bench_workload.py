@@ -21,9 +21,11 @@ def test_every_workload_has_a_tree_and_rows_of_its_own() -> None:
     known = workload.load()
     names = [row.name for work in known.values() for row in work.rows]
     assert len(names) == len(set(names))
+    needed = {work.needs for work in known.values()}
     for work in known.values():
         assert work.tree in MAKERS, work.name
-        assert work.rows, work.name
+        assert work.rows or work.name in needed, work.name
+        assert not work.needs or not known[work.needs].rows
 
 
 def test_a_row_cannot_be_registered_twice() -> None:
@@ -36,9 +38,9 @@ def test_a_row_cannot_be_registered_twice() -> None:
 def test_another_package_may_register_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     workload.load()
     monkeypatch.setattr(workload, "REGISTRY", dict(REGISTRY))
-    workload.register(Workload("start", (Row("start-up", "start"),), _nothing, kind="container"))
+    workload.register(Workload("launch", (Row("start-up", "start"),), _nothing, kind="container"))
     works, rows = workload.select(["start-up"], quick=False)
-    assert [work.name for work in works] == ["start"]
+    assert [work.name for work in works] == ["launch"]
     assert rows == {"start-up"}
 
 
@@ -48,6 +50,16 @@ def test_only_takes_rows_workloads_and_patterns() -> None:
     assert {work.name for work in works} == {"lookups", "unpack", "system"}
     _, rows = workload.select(["copyup"], quick=True)
     assert rows == {row.name for row in REGISTRY["copyup"].rows}
+
+
+def test_a_kind_limits_what_is_chosen() -> None:
+    works, rows = workload.select(["run*", "r*"], quick=False, kinds=("container",))
+    assert {work.kind for work in works} == {"container"}
+    assert {"run", "run-rootless"} <= rows and "rename" not in rows
+    works, _ = workload.select([], quick=False, kinds=("image",))
+    assert [work.name for work in works] == ["images", "images-rootless"]
+    with pytest.raises(UserError, match="no row stat"):
+        workload.select(["stat"], quick=False, kinds=("image",))
 
 
 def test_only_names_what_it_does_not_know() -> None:
