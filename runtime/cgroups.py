@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import stat
 
+from runtime.cgroupfs import OUTER, PREFIX, read
 from runtime.errors import RunError
 from runtime.plan import CgroupPlan
 from runtime.record import Record
@@ -26,14 +27,9 @@ from runtime.values import integer, real, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    from runtime import state
     from runtime.request import RunRequest
 
 _PERIOD = 100_000
-_OUTER = frozenset({"cpu", "blkio", "io"})
-_PREFIX = "pyrun-"
 
 
 class Host(Record):
@@ -75,7 +71,7 @@ def ask() -> Host:
                     found.append((name, place))
     available: tuple[str, ...] = ()
     if unified:
-        available = tuple(_read(f"{unified}/cgroup.controllers").split())
+        available = tuple(read(f"{unified}/cgroup.controllers").split())
     return Host(controllers=tuple(found), unified=unified, available=available)
 
 
@@ -86,14 +82,6 @@ def _place(mount: tuple[str, str] | None, path: str) -> str:
     if root != "/" and (path == root or path.startswith(f"{root}/")):
         path = path[len(root) :] or "/"
     return f"{point}{path}".rstrip("/") if not path.startswith("/..") else ""
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def is_unified() -> bool:
@@ -241,7 +229,7 @@ def plan(request: RunRequest, container: str, root: bool) -> CgroupPlan | None:
     if not limits and not request.cgroup_parent and not is_unified():
         return None
     host = ask()
-    name = f"{_PREFIX}{container[:32]}"
+    name = f"{PREFIX}{container[:32]}"
     if is_unified():
         return _plan_v2(request, limits, host, name)
     return _plan_v1(request, limits, host, name)
@@ -278,7 +266,7 @@ def _plan_v1(request: RunRequest, limits: list[Limit], host: Host, name: str) ->
             _refuse(option, f"this kernel has no {chosen}", hint, request, warnings)
             continue
         used[controller] = where
-        group = "outer" if controller in _OUTER else "inner"
+        group = "outer" if controller in OUTER else "inner"
         values += [(group, controller, file, text) for file, text in chosen]
     if parent and not limits:
         for controller, place in places.items():
@@ -306,7 +294,7 @@ def _plan_v1(request: RunRequest, limits: list[Limit], host: Host, name: str) ->
 
 def _below_mount(place: str, controller: str, parent: str) -> str:
     """``--cgroup-parent`` counts from the controller's mount, as a path in its tree."""
-    for line in _read("/proc/self/mountinfo").splitlines():
+    for line in read("/proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
         words = right.split()
         if words[0] == "cgroup" and controller in words[2].split(","):
@@ -334,7 +322,7 @@ def _in_children(where: str, file: str) -> bool:
     """The root group lacks some files that every other has."""
     if os.path.dirname(where) and os.path.exists(f"{os.path.dirname(where)}/cgroup.procs"):
         return False
-    probe = f"{where}/{_PREFIX}probe-{os.getpid()}"
+    probe = f"{where}/{PREFIX}probe-{os.getpid()}"
     try:
         os.mkdir(probe)
     except OSError:
@@ -351,7 +339,7 @@ def _plan_v2(request: RunRequest, limits: list[Limit], host: Host, name: str) ->
     parent = request.cgroup_parent.strip("/")
     where = f"{mount}/{parent}" if parent else _v2_parent(host)
     writable = bool(where) and os.access(where, os.W_OK | os.X_OK)
-    through_systemd = not writable and not parent and _systemd() != ""
+    through_systemd = not writable and not parent and by_systemd() != ""
     if not writable and not through_systemd:
         for option, *_ in limits:
             hint = "log in through systemd (a user session delegates cgroups), or --cgroup-parent"
@@ -360,7 +348,7 @@ def _plan_v2(request: RunRequest, limits: list[Limit], host: Host, name: str) ->
         if not warnings:
             return None
         return CgroupPlan(version="none", parent="", name=name, warnings=tuple(warnings))
-    available = set(_read(f"{where}/cgroup.controllers").split()) if writable else _delegated()
+    available = set(read(f"{where}/cgroup.controllers").split()) if writable else _delegated()
     values: list[tuple[str, str, str, str]] = []
     used: set[str] = set()
     for option, _, controller, _, files in limits:
@@ -378,7 +366,7 @@ def _plan_v2(request: RunRequest, limits: list[Limit], host: Host, name: str) ->
             _refuse(option, why, hint, request, warnings)
             continue
         used.add(controller)
-        group = "outer" if controller in _OUTER else "inner"
+        group = "outer" if controller in OUTER else "inner"
         values += [(group, controller, file, text) for file, text in files]
     used |= {"memory", "pids", "cpu", "io"} & available  # statistics
     return CgroupPlan(
@@ -403,7 +391,7 @@ def _v2_parent(host: Host) -> str:
     return where
 
 
-def _systemd() -> str:
+def by_systemd() -> str:
     """The user's bus, if systemd manages this session; empty if not."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
     socket = f"{runtime}/systemd/private"
@@ -414,242 +402,4 @@ def _systemd() -> str:
 
 def _delegated() -> set[str]:
     base = f"/sys/fs/cgroup/user.slice/user-{os.geteuid()}.slice/user@{os.geteuid()}.service"
-    return set(_read(f"{base}/cgroup.controllers").split())
-
-
-# -- doing ------------------------------------------------------------------------------
-
-
-def _groups(plan: CgroupPlan) -> list[tuple[str, str]]:
-    """(group, directory) of every cgroup of a plan, parents first."""
-    if plan.version == "1":
-        return [
-            ("outer" if part.partition(":")[0] in _OUTER else "inner",
-             f"{part.partition(':')[2]}/{plan.name}")
-            for part in plan.controllers
-        ]  # fmt: skip
-    if plan.version in ("2", "systemd"):
-        top = f"{plan.parent}/{plan.name}"
-        return [("outer", top), ("inner", f"{top}/container"), ("union", f"{top}/union")]
-    return []
-
-
-def create(plan: CgroupPlan) -> CgroupPlan:
-    """Make the groups and write the limits; the plan with the place that systemd chose.
-
-    Raises:
-        RunError: a limit that the kernel does not take; nothing is left.
-    """
-    if plan.version == "systemd":
-        plan = plan.replace(version="2", parent=_make_scope(plan.name))
-    try:
-        if plan.version == "2":
-            _hand_on(plan.parent, plan.controllers)
-        for _, directory in _groups(plan):
-            try:
-                os.mkdir(directory, 0o755)
-            except FileExistsError:
-                pass
-            if directory.endswith(f"/{plan.name}") and plan.version == "2":
-                _hand_on(directory, plan.controllers)
-            if os.path.exists(f"{directory}/cpuset.cpus") and plan.version == "1":
-                _fill_cpuset(directory)
-        write(plan, plan.values)
-    except OSError as error:
-        remove(plan)
-        raise RunError(f"cgroup {error.filename}: {error.strerror}") from None
-    except BaseException:
-        remove(plan)
-        raise
-    return plan
-
-
-def _make_scope(name: str) -> str:
-    """A delegated scope of the user's systemd with this process in it; its directory.
-
-    This process moves into a leaf, so that the scope can have children with limits.
-
-    Raises:
-        RunError: systemd refuses.
-    """
-    from runtime.facts import find_program
-
-    unit = f"{name}-{os.getpid()}.scope"
-    manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1",
-               "org.freedesktop.systemd1.Manager")  # fmt: skip
-    words = ["busctl", "--user", "--quiet", "call", *manager, "StartTransientUnit",
-             "ssa(sv)a(sa(sv))", unit, "fail", "2", "PIDs", "au", "1", str(os.getpid()),
-             "Delegate", "b", "true", "0"]  # fmt: skip
-    program = find_program("busctl")
-    if not program:
-        raise RunError("limits through systemd need busctl", "apt-get install systemd")
-    environment = dict(os.environ)
-    environment.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
-    pid = os.posix_spawn(program, words, environment)
-    if os.waitpid(pid, 0)[1]:
-        raise RunError(f"systemd made no scope {unit}", "see: systemctl --user status")
-    import time
-
-    for _ in range(500):  # the job is carried out after the call has returned
-        where = ask().unified
-        if where.endswith(unit):
-            break
-        time.sleep(0.01)
-    else:
-        raise RunError(f"systemd did not put this process into {unit}")
-    leaf = f"{where}/supervisor"
-    os.mkdir(leaf)
-    _write(f"{leaf}/cgroup.procs", str(os.getpid()))
-    return where
-
-
-def _hand_on(directory: str, controllers: tuple[str, ...]) -> None:
-    """Enable controllers for the children (cgroup-v2.rst, "Controlling Controllers")."""
-    enabled = set(_read(f"{directory}/cgroup.subtree_control").split())
-    for controller in controllers:
-        if controller not in enabled:
-            try:
-                _write(f"{directory}/cgroup.subtree_control", f"+{controller}")
-            except OSError as error:
-                raise RunError(
-                    f"controller {controller} in {directory}: {error.strerror}",
-                    "a group with processes of its own cannot hand controllers on",
-                ) from None
-
-
-def _fill_cpuset(directory: str) -> None:
-    """v1: a new group has no processors until it is given some."""
-    for file in ("cpuset.cpus", "cpuset.mems"):
-        if not _read(f"{directory}/{file}").strip():
-            _write(f"{directory}/{file}", _read(f"{os.path.dirname(directory)}/{file}").strip())
-
-
-def write(plan: CgroupPlan, values: tuple[tuple[str, str, str, str], ...]) -> None:
-    """Write limits into the groups of a plan.
-
-    Raises:
-        RunError: the kernel refuses one.
-    """
-    for group, controller, file, text in values:
-        directory = directory_of(plan, group, controller)
-        try:
-            _write(f"{directory}/{file}", text)
-        except OSError as error:
-            raise RunError(
-                f"limit {file} = {text}: {error.strerror}",
-                "processors and nodes must be among those of the parent group"
-                if file.startswith("cpuset")
-                else "",
-            ) from None
-
-
-def directory_of(plan: CgroupPlan, group: str, controller: str) -> str:
-    """The directory in which a controller's files of a group are; empty: there is none."""
-    if plan.version == "1":
-        for part in plan.controllers:
-            name, _, where = part.partition(":")
-            if name == controller:
-                return f"{where}/{plan.name}"
-        return ""
-    return dict(_groups(plan)).get(group, "")
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
-    finally:
-        os.close(fd)
-
-
-def enter(plan: CgroupPlan, pid: int, union: int) -> None:
-    """Put the container's first process and its union daemon where they belong.
-
-    Raises:
-        RunError: not permitted.
-    """
-    try:
-        for group, directory in _groups(plan):
-            if plan.version != "1" and group == "outer":
-                continue
-            if group != "union":
-                _write(f"{directory}/cgroup.procs", str(pid))
-            if union and (group == "union" or (plan.version == "1" and group == "outer")):
-                _write(f"{directory}/cgroup.procs", str(union))
-    except OSError as error:
-        raise RunError(
-            f"cgroup {error.filename}: {error.strerror}",
-            "moving a process takes write access to the group that both come from",
-        ) from None
-
-
-def remove(plan: CgroupPlan) -> None:
-    """Remove the groups; what still lives in them is killed first (v2: cgroup.kill)."""
-    for _, directory in reversed(_groups(plan)):
-        for _ in range(200):
-            try:
-                os.rmdir(directory)
-                break
-            except FileNotFoundError:
-                break
-            except OSError:
-                _kill_all(directory)
-
-
-def _kill_all(directory: str) -> None:
-    import select
-    import signal
-
-    pids = [int(word) for word in _read(f"{directory}/cgroup.procs").split()]
-    waiting = select.poll()
-    fds = []
-    for pid in pids:
-        try:
-            fd = os.pidfd_open(pid)
-            fds.append(fd)
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
-            waiting.register(fd, select.POLLIN)
-        except OSError:
-            continue
-    # The group is empty a moment after its last process has been reaped.
-    waiting.poll(50)
-    for fd in fds:
-        os.close(fd)
-
-
-def stored(container: state.Container) -> CgroupPlan | None:
-    """The cgroup plan written down for a container."""
-    data: Any = container.config.get("cgroup")
-    if not data or data.get("version") == "none":
-        return None
-    values = tuple(tuple(value) for value in data.get("values") or ())
-    return CgroupPlan.from_data({**data, "values": values})
-
-
-def join_container(container: state.Container) -> None:
-    """Put this process into the container's groups; for exec.
-
-    Raises:
-        RunError: not permitted.
-    """
-    plan = stored(container)
-    if plan is None:
-        return
-    try:
-        enter(plan, os.getpid(), 0)
-    except RunError:
-        if plan.version == "1" or os.geteuid() == 0 or not _systemd():
-            raise
-        # From a scope of the user's own systemd both groups have an ancestor that is the user's.
-        _make_scope(f"{_PREFIX}exec-{container.id[:16]}")
-        enter(plan, os.getpid(), 0)
-
-
-def freezer(plan: CgroupPlan) -> str:
-    """The file that freezes the container, or an empty string."""
-    if plan.version in ("2", "systemd"):
-        return f"{directory_of(plan, 'inner', '')}/cgroup.freeze"
-    directory = directory_of(plan, "inner", "freezer")
-    return f"{directory}/freezer.state" if directory else ""
+    return set(read(f"{base}/cgroup.controllers").split())

@@ -11,13 +11,13 @@ from __future__ import annotations
 import _socket
 import fcntl
 import os
-import signal
 import struct
 import sys
 
 from runtime import init, rootfs
 from runtime.channel import Channel
 from runtime.errors import RunError
+from runtime.lean import signal
 from runtime.sys import calls
 
 TYPE_CHECKING = False

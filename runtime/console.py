@@ -5,11 +5,11 @@ from __future__ import annotations
 import _socket
 import os
 import select
-import signal
 
 from runtime import jsonio
 from runtime.channel import Channel
 from runtime.errors import RunError
+from runtime.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 """Supervisor and intermediate process, forked before it is known what they are to do.
 
-Importing what serves a union takes as long as everything else of a start. So
-``pyrun run`` forks both processes first: they import while the command line is
-parsed and planned, then are handed the plan. If there is nothing to hand over,
-the channel ends and they leave without a word.
+Importing what serves a union takes as long as everything else of a start, and mapping
+ids waits for another program. So ``pyrun run`` forks both processes first: they import
+and map while the command line is parsed and planned, then are handed the plan. If there
+is nothing to hand over, the channel ends and they leave without a word.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import marshal
 import os
 import select
-import signal
 
+from runtime import facts, ids, launch, union
 from runtime.channel import Channel, pair
+from runtime.errors import RunError
+from runtime.lean import signal
 from runtime.record import Record
 
 TYPE_CHECKING = False
@@ -28,21 +30,41 @@ _waiting: Channel | None = None
 
 
 class Intermediate:
-    """The forked intermediate process, waiting for its plan."""
+    """The forked intermediate process, waiting for its plan.
 
-    def __init__(self, pid: int, channel: Channel) -> None:
+    ``mapped`` are the ids of its user namespace; None: it has none of its own yet.
+    """
+
+    def __init__(self, pid: int, channel: Channel, mapped: ids.IdPlan | None) -> None:
         self.pid = pid
         self.channel = channel
+        self.mapped = mapped
+
+    def fits(self, plan: ids.IdPlan, outer: int) -> bool:
+        """Whether it can be used for a plan; ``outer``: a user namespace is to be entered."""
+        mapped = self.mapped
+        if mapped is None:
+            return True
+        return outer < 0 and (mapped.outer_uids, mapped.outer_gids, mapped.single) == (
+            plan.outer_uids,
+            plan.outer_gids,
+            plan.single,
+        )
+
+    def dismiss(self) -> None:
+        """It is not needed."""
+        self.channel.close()
+        os.waitpid(self.pid, 0)
 
 
-def begin() -> None:
-    """Fork both; once."""
+def begin(single: bool) -> None:
+    """Fork both; once. ``single``: no more than one id is asked for."""
     global _waiting
     ours, theirs = pair()
     if os.fork() == 0:
         try:
             ours.close()
-            _supervisor(theirs)
+            _supervisor(theirs, single)
         finally:
             os._exit(125)
     theirs.close()
@@ -67,35 +89,55 @@ def hand_over(data: dict[str, Any], fds: Sequence[int]) -> bool:
         channel.close()
 
 
-def _supervisor(channel: Channel) -> None:
+def _supervisor(channel: Channel, single: bool) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    host = facts.ask()
+    # With capabilities over ids mapping them is a matter of microseconds: it can wait.
+    own = not host.callers.capable and not single
     ours, theirs = pair()
     pid = os.fork()
     if pid == 0:
         try:
             channel.close()
             ours.close()
-            _intermediate(theirs)
+            _intermediate(theirs, own)
         finally:
             os._exit(125)
     theirs.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from runtime import lifecycle
+    waiting = Intermediate(pid, ours, _map(pid, ours, host) if own else None)
+    from runtime import supervision
 
     message, fds = channel.receive()
     channel.close()
     if not message:
-        ours.close()
-        os.waitpid(pid, 0)
+        waiting.dismiss()
         os._exit(0)
-    lifecycle.supervise_early(unpack(message), fds, Intermediate(pid, ours))
+    supervision.run(supervision.Task.from_message(unpack(message), fds), waiting, host)
 
 
-def _intermediate(channel: Channel) -> None:
+def _map(pid: int, channel: Channel, host: facts.HostFacts) -> ids.IdPlan:
+    """Give the waiting process the ids that it most likely needs.
+
+    What fails here fails again, and is told, when a container is really started.
+    """
+    nothing = ids.IdPlan(mode="", outer_uids=(), outer_gids=(), inner_uids=(), inner_gids=())
+    try:
+        plan = ids.plan_ids("", host.callers)
+        if channel.receive()[0] != b"U":
+            return nothing
+        launch.map_outer(pid, plan, host.newuidmap, host.newgidmap)
+    except (RunError, OSError):
+        return nothing
+    return plan
+
+
+def _intermediate(channel: Channel, own: bool) -> None:
     """Import, then wait for the plan; see ``launch.create``."""
     os.chdir("/")
-    from runtime import launch, union
-
+    if own:
+        launch.unshare_user()
+        channel.send(b"U")
     watcher = select.poll()
     watcher.register(channel.fd, select.POLLIN)
     # Once the plan is there its first steps come first: mapping ids waits for another program.
@@ -126,7 +168,7 @@ def _plain(value: Any) -> Any:
 
 def unpack(message: bytes) -> Any:
     """What ``pack`` was given; lists come back as tuples."""
-    from runtime import ids, plan
+    from runtime import plan
 
     return _record(marshal.loads(message), {**vars(plan), "IdPlan": ids.IdPlan})
 

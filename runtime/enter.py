@@ -8,10 +8,10 @@ be traced, hence not be looked into either).
 from __future__ import annotations
 
 import os
-import signal
 
 from runtime import child, init
 from runtime.channel import Channel, pair, raise_if_error
+from runtime.lean import signal
 from runtime.sys import calls, trampoline
 
 TYPE_CHECKING = False

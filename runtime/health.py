@@ -121,7 +121,7 @@ class Health:
 def _run_check(
     supervisor: Supervisor, namespaces: dict[str, int], command: list[str], output: int
 ) -> int:
-    from runtime import cgroups, enter, prepare
+    from runtime import cgroupfs, enter, prepare
 
     os.setpgid(0, 0)
     plan = supervisor.plan
@@ -132,7 +132,7 @@ def _run_check(
         program = prepare.filter_for(
             process, plan.machine, plan.ids.single, supervisor.container.root
         )
-        cgroups.join_container(state.Container(supervisor.container.root, supervisor.container.id))
+        cgroupfs.join_container(state.Container(supervisor.container.root, supervisor.container.id))
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         within = {name: fd for name, fd in namespaces.items() if name != "outer"}
         entered = enter.start(

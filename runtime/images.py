@@ -14,11 +14,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from cowstore import Store
+    from cowstore import Image, Snapshot, Store
 
 
 class Source(Record):
-    """What a container's root is made of: see ``plan.RootPlan``."""
+    """What a container's root is made of: see ``plan.RootPlan``.
+
+    ``snapshot`` is its name in the store; ``session`` the directory of the store's session that
+    keeps an image's layers for a container that has no snapshot.
+    """
 
     lowers: tuple[str, ...]
     upper: str
@@ -27,28 +31,32 @@ class Source(Record):
     view: bool = False
     snapshot: str = ""
     roots: tuple[str, ...] = ()
+    session: str = ""
 
 
 class _Opened:
     """The store, open from its first use until ``release``: opening it costs 10 ms.
 
-    A database must not cross a fork, so each process has its own.
+    A database must not cross a fork, so each process has its own; what it has inherited is
+    neither used nor closed.
     """
 
     def __init__(self) -> None:
         self.pid = 0
         self.store: Store | None = None
+        self.inherited: list[Store] = []
 
     def __enter__(self) -> Store:
-        if self.store is None or self.pid != os.getpid():
+        if self.store is not None and self.pid != os.getpid():
+            self.inherited.append(self.store)
+            self.store = None
+        if self.store is None:
             try:
                 from cowstore import Store
             except ImportError as error:
                 raise RunError(f"the image store is not installed: {error}") from None
-            from pathlib import Path
-
             place = os.environ.get("PYUNION_STORE", "")
-            self.store = (Store(Path(place)) if place else Store()).open()
+            self.store = Store(place or None).open()
             self.pid = os.getpid()
         return self.store
 
@@ -59,7 +67,7 @@ class _Opened:
         """Close it, before a fork."""
         if self.store is not None and self.pid == os.getpid():
             self.store.close()
-        self.store = None
+            self.store = None
 
 
 _opened = _Opened()
@@ -81,7 +89,7 @@ def find(name: str, pull: str = "missing", platform: str = "") -> tuple[str, dic
         if pull not in ("always", "newer"):
             try:
                 image = store.resolve(name)
-                return image.id, dict(image.process)
+                return image.id, _process(image)
             except NotFound as error:
                 if pull == "never":
                     raise RunError(f"no image {name}", error.hint or "pyrun images") from None
@@ -92,7 +100,19 @@ def find(name: str, pull: str = "missing", platform: str = "") -> tuple[str, dic
             raise RunError(
                 f"no image {name} here, and it cannot be pulled: {error}", "pyrun images"
             ) from None
-        return image.id, dict(image.process)
+        return image.id, _process(image)
+
+
+def _process(image: Image) -> dict[str, Any]:
+    """``image.process`` without the price of ``json``."""
+    from runtime import jsonio
+
+    try:
+        with open(image.config_path, "rb") as file:
+            part = jsonio.loads(file.read()).get("config")
+    except (OSError, ValueError, AttributeError):
+        part = image.process  # which says what is wrong
+    return part if isinstance(part, dict) else {}
 
 
 def snapshot(image: str, container: str) -> Source:
@@ -101,20 +121,80 @@ def snapshot(image: str, container: str) -> Source:
         made = store.snapshot_create(store.resolve(image), id=container[:32])
         return Source(
             lowers=tuple(made.lowers.places),
-            upper=str(made.upper),
-            work=str(made.work),
+            upper=f"{made.place}/upper",
+            work=f"{made.place}/work",
             options=tuple(made.lowers.options),
             view=made.lowers.view,
             snapshot=made.id,
-            roots=_roots(store) if made.lowers.view else (),
+            roots=_roots(store),
         )
+
+
+def lease(image: str, upper: str, work: str) -> tuple[Source, int]:
+    """An image beneath an upper that goes with its container: nothing has to be written out.
+
+    The layers are kept as long as the descriptor is open, which holds the session's lock.
+    """
+    from cowstore.locks import Session
+    from cowstore.mounting import hold
+    from cowstore.snapshots import _look_like
+
+    with _opened as store:
+        # No lease survives the machine, so none needs to: nothing is waited for.
+        store.database.db.execute("PRAGMA synchronous=NORMAL")
+        found = store.resolve(image)
+        below = store.lowers(found)
+        session = hold(store, found)
+        assert isinstance(session, Session)  # the store itself is never only read
+        try:
+            for path in (upper, work):
+                os.mkdir(path, 0o755)
+            _look_like(upper, below.places[0])
+        except BaseException:
+            session.close()
+            raise
+        source = Source(
+            lowers=tuple(below.places),
+            upper=upper,
+            work=work,
+            options=tuple(below.options),
+            view=below.view,
+            roots=_roots(store),
+            session=session.path,
+        )
+        return source, session._lock.fd
+
+
+def hold(source: Source) -> int:
+    """A descriptor that keeps a snapshot from being mounted or removed; -1: there is none.
+
+    Raises:
+        StoreError: it is mounted already.
+    """
+    if not source.snapshot:
+        return -1
+    from cowstore.locks import check_snapshot_free
+
+    with _opened as store:
+        return check_snapshot_free(store.layout, source.snapshot).fd
+
+
+def end_lease(session: str) -> None:
+    """Remove a session's directory; one that is left behind the store sweeps by itself."""
+    if session:
+        from runtime.trees import remove_tree
+
+        try:
+            parent = os.open(os.path.dirname(session), os.O_PATH | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        remove_tree(parent, os.path.basename(session))
+        os.close(parent)
 
 
 def _roots(store: Store) -> tuple[str, ...]:
     """Of all stores in which the contents of a view may be."""
-    from cowstore.viewlayer import roots_of
-
-    return tuple(roots_of(store))
+    return tuple(holder.layout.root for holder in store.holders())
 
 
 def remove_snapshot(name: str) -> None:
@@ -128,13 +208,25 @@ def remove_snapshot(name: str) -> None:
             pass
 
 
-def commit(name: str, reference: str, author: str, message: str, changes: tuple[str, ...]) -> str:
-    """An image of a snapshot's changes; its id."""
+def _changed(store: Store, source: Source, image: str) -> Snapshot:
+    """What a container has changed of its image, as a snapshot of it."""
+    if source.snapshot:
+        return store.snapshot(source.snapshot)
+    from cowstore.types import Lowers, Snapshot
+
+    below = Lowers(source.lowers, source.options, source.view)
+    return Snapshot("", image, os.path.dirname(source.upper), below)
+
+
+def commit(
+    source: Source, image: str, reference: str, author: str, message: str, changes: tuple[str, ...]
+) -> str:
+    """An image of a container's changes; its id."""
     from cowstore import CommitOptions
 
     with _opened as store:
         options = CommitOptions(author=author, message=message, changes=changes)
-        return str(store.commit(store.snapshot(name), reference, options).id)
+        return str(store.commit(_changed(store, source, image), reference, options).id)
 
 
 def describe(name: str) -> dict[str, Any] | None:
@@ -168,10 +260,13 @@ def layer_opener(roots: tuple[str, ...]) -> Any:
 
 
 def changes(source: Source, image: str) -> list[dict[str, str]]:
-    """What a snapshot changes of its image, as ``Kind`` and ``Path``."""
+    """What a container has changed of its image, as ``Kind`` and ``Path``."""
     from cowstore.report import diff
 
     with _opened as store:
+        changed = _changed(store, source, image)
+        if not source.snapshot:
+            store.snapshot = lambda id: changed  # type: ignore[method-assign]  # it has no name
         return [
             {"Kind": str(item["kind"]), "Path": str(item["path"])}
             for item in diff(store, image, source.snapshot)

@@ -7,11 +7,11 @@ host but its channel, and gives the command's exit status as its own.
 from __future__ import annotations
 
 import os
-import signal
 import struct
 
 from runtime import process as last_steps
 from runtime.channel import Channel
+from runtime.lean import signal
 from runtime.process import explain
 from runtime.sys import calls
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import _socket
 import os
-import signal
 
 from runtime import child, union
 from runtime.channel import Channel, pair, raise_if_error
 from runtime.errors import RunError
 from runtime.ids import IdPlan
+from runtime.lean import signal
 from runtime.sys import calls, trampoline
 
 TYPE_CHECKING = False
@@ -156,6 +156,7 @@ def create(
         streams=child.Streams(stdio, report_write, trampoline_fd),
         joins=joins or {},
         outer=outer,
+        unshared=waiting is not None and waiting.mapped is not None,
     )
     if waiting is not None:
         middle = waiting.pid
@@ -175,7 +176,7 @@ def create(
         os.close(fd)
     started.union_pid = middle
     try:
-        if plan.ids.outer_uids and outer < 0:
+        if plan.ids.outer_uids and outer < 0 and not passed.unshared:
             message, _ = status.receive()
             raise_if_error(message)
             map_outer(middle, plan.ids, newuidmap, newgidmap)
@@ -236,9 +237,10 @@ def abort(started: Started) -> None:
 
 
 class Handed:
-    """Descriptors that the intermediate process is given.
+    """What the intermediate process is given besides the plan.
 
     ``commands`` and ``mapped`` are read, ``status`` and the first of ``tree`` written.
+    ``unshared``: it is in its own user namespace already, and that is mapped.
     """
 
     def __init__(
@@ -251,6 +253,7 @@ class Handed:
         streams: child.Streams,
         joins: dict[str, int],
         outer: int,
+        unshared: bool,
     ) -> None:
         self.status = status
         self.commands = commands
@@ -259,6 +262,7 @@ class Handed:
         self.streams = streams
         self.joins = joins
         self.outer = outer
+        self.unshared = unshared
 
 
 def _hand(waiting: Intermediate, plan: Plan, passed: Handed, program: bytes) -> None:
@@ -274,6 +278,7 @@ def _hand(waiting: Intermediate, plan: Plan, passed: Handed, program: bytes) -> 
         "program": program,
         "trampoline": streams.trampoline >= 0,
         "outer": passed.outer >= 0,
+        "unshared": passed.unshared,
         "joins": tuple(passed.joins),
     }
     waiting.channel.send(early.pack(data), [*fds, *passed.joins.values()])
@@ -298,6 +303,7 @@ def intermediate_early(data: dict[str, Any], fds: list[int], channel: Channel) -
         streams=child.Streams(stdio, report, trampoline_fd),
         joins=dict(zip(data["joins"], rest, strict=True)),
         outer=outer,
+        unshared=data["unshared"],
     )
     _intermediate(data["plan"], passed, data["program"])
 
@@ -317,15 +323,14 @@ def _intermediate(plan: Plan, passed: Handed, program: bytes) -> None:
         calls.set_name(b"pyrun-union")
         calls.set_command_line(b"pyrun-union")
         os.umask(0)  # modes are what the container's processes ask for
-        own_outer = bool(plan.ids.outer_uids) and outer < 0
+        own_outer = bool(plan.ids.outer_uids) and outer < 0 and not passed.unshared
         if outer >= 0:
             calls.setns(outer, calls.CLONE_NEWUSER)
             calls.unshare(calls.CLONE_NEWNS)
         elif own_outer:
-            calls.set_dumpable(True)
-            _unshare_user()
+            unshare_user()
             status.send(b"U")
-        else:
+        elif not passed.unshared:
             calls.unshare(calls.CLONE_NEWNS)
         stage = os.fork()
         if stage == 0:
@@ -363,7 +368,13 @@ def _intermediate(plan: Plan, passed: Handed, program: bytes) -> None:
         os._exit(125)
 
 
-def _unshare_user() -> None:
+def unshare_user() -> None:
+    """Enter a new user and mount namespace whose ids somebody outside will map.
+
+    Raises:
+        RunError: the host does not permit it.
+    """
+    calls.set_dumpable(True)
     try:
         calls.unshare(calls.CLONE_NEWUSER | calls.CLONE_NEWNS)
     except OSError as error:

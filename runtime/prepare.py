@@ -16,18 +16,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def request_of(container: state.Container) -> RunRequest:
-    """The stored request.
-
-    Raises:
-        RunError: config.json cannot be read.
-    """
-    try:
-        return RunRequest.from_data(container.config.get("request", {}))
-    except TypeError as error:
-        raise RunError(f"{container.path('config.json')}: {error}") from None
-
-
 def check(request: RunRequest) -> None:
     """What can be told without looking at anything.
 

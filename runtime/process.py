@@ -10,12 +10,12 @@ import errno
 import fcntl
 import os
 import resource
-import signal
 import stat
 import struct
 
 from runtime import errors
 from runtime.errors import RunError
+from runtime.lean import signal
 from runtime.sys import calls, trampoline
 
 TYPE_CHECKING = False

@@ -6,7 +6,12 @@ words. A request is stored with its container, so that ``start`` plans anew.
 
 from __future__ import annotations
 
+from runtime.errors import RunError
 from runtime.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime import state
 
 
 class RunRequest(Record):
@@ -113,3 +118,15 @@ class RunRequest(Record):
     no_healthcheck: bool = False
     dry_run: bool = False
     json: bool = False
+
+
+def stored_request(container: state.Container) -> RunRequest:
+    """The request that a container was made by.
+
+    Raises:
+        RunError: config.json cannot be read.
+    """
+    try:
+        return RunRequest.from_data(container.config.get("request", {}))
+    except TypeError as error:
+        raise RunError(f"{container.path('config.json')}: {error}") from None

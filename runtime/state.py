@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _ID_BYTES = 32
+#: The end of the name of a directory whose container is no more.
+GONE = ".gone"
 SHORT = 12
 
 
@@ -336,7 +338,7 @@ class Containers:
                 names = os.listdir(f"{self.root}/containers")
             except OSError:
                 names = []
-            matches = [name for name in names if name.startswith(word)]
+            matches = [name for name in names if name.startswith(word) and name.isalnum()]
             if len(matches) > 1:
                 raise RunError(f"{word}: {len(matches)} containers begin so", "give more digits")
             if matches:

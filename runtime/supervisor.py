@@ -14,13 +14,13 @@ from __future__ import annotations
 import _socket
 import os
 import select
-import signal
 import time
 
 from runtime import init, jsonio, launch, state
 from runtime.channel import Channel, raise_if_error
 from runtime.console import set_window_size
 from runtime.errors import FAILED, RunError
+from runtime.lean import signal
 from runtime.logs import LogWriter
 from runtime.sys import calls
 

@@ -8,6 +8,7 @@ gone here, so the last process of the container ends this one too.
 
 from __future__ import annotations
 
+import gc
 import os
 
 from runtime.errors import RunError
@@ -101,6 +102,8 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
                 os.close(parent)
 
     def serve() -> None:
+        gc.freeze()  # modules are not looked through again and again
+        gc.enable()
         kind = Transient if root.transient and root.upper else daemon.Daemon
         kind(options, union, fd, None).serve(None)
 

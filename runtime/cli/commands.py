@@ -6,9 +6,10 @@ import os
 import sys
 import time
 
-from runtime import console, jsonio, lifecycle, logs, state
+from runtime import console, jsonio, logs, removal, state
 from runtime.cli.output import ago, show, table
 from runtime.errors import RunError
+from runtime.request import stored_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _matches(item: dict[str, Any], filters: tuple[str, ...]) -> bool:
 def _ps(options: Options, rest: list[str], root: str) -> int:
     if rest:
         raise RunError(f"ps takes no argument: {rest[0]}")
-    lifecycle.sweep(root)
+    removal.sweep(root)
     items = [describe(container) for container in state.Containers(root).all()]
     filters = options.get("filter", ())
     everything = options.get("all") or any(word.startswith("status=") for word in filters)
@@ -496,7 +497,7 @@ def _rename(options: Options, rest: list[str], root: str) -> int:
 def _rm(options: Options, rest: list[str], root: str) -> int:
     containers = state.Containers(root)
     if options.get("all"):
-        lifecycle.sweep(root)
+        removal.sweep(root)
     words = [one.id for one in containers.all()] if options.get("all") else rest
     if not words and not options.get("all"):
         raise RunError("no container named", "pyrun rm CONTAINER")
@@ -533,10 +534,8 @@ def remove_one(container: state.Container, options: Options) -> None:
         _wait_lock(container)
         if not os.path.isdir(container.directory):
             return  # --rm has removed it
-    lifecycle.kill_left(container)
-    volumes = container.config.get("volumes") or ()
-    lifecycle.remove_files(container)
-    if options.get("volumes"):
-        for volume in volumes:
-            if str(volume.get("source", "")).startswith(f"{container.id[:32]}-"):
-                lifecycle.remove_volume(container.root, volume["source"])
+    removal.kill_left(container)
+    anonymous = options.get("volumes") or stored_request(container).rm
+    removal.remove_files(container)
+    if anonymous:
+        removal.remove_anonymous_volumes(container)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 
 from runtime import caps, console, enter, prepare, spec, state
 from runtime.errors import RunError
+from runtime.lean import signal
 from runtime.plan import ProcessPlan, process_plan
 from runtime.record import Record
 
@@ -57,9 +57,9 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
     program = b""
     if not values.get("privileged"):
         program = prepare.filter_for(process, target.machine, target.single, root)
-    from runtime import cgroups
+    from runtime import cgroupfs
 
-    cgroups.join_container(container)
+    cgroupfs.join_container(container)
     detach = bool(values.get("detach"))
     stdio = _stdio(bool(values.get("interactive")), detach)
     entered = enter.start(

@@ -255,14 +255,16 @@ def commit(options: dict[str, Any], rest: list[str], root: str) -> int:
     if len(rest) != 2:
         raise RunError("expected a container and a name", "pyrun commit CONTAINER IMAGE")
     container = state.Containers(root).find(rest[0])
-    snapshot = str(container.config.get("snapshot") or "")
-    if not snapshot:
+    source = images.Source.from_data(container.config["source"])
+    image = str(container.config.get("image_id") or "")
+    if not image:
         raise RunError(
             "this container was not made from an image",
             "pyrun export CONTAINER | pyrun import - NAME",
         )
     print_id = images.commit(
-        snapshot,
+        source,
+        image,
         rest[1],
         options.get("author", ""),
         options.get("message", ""),

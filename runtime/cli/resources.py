@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import cgroups, console, state
+from runtime import cgroupfs, cgroups, console, state
 from runtime.cli.output import show, table
 from runtime.errors import RunError
 from runtime.values import show_size
@@ -143,18 +143,18 @@ def usage(container: state.Container) -> dict[str, Any]:
         "Pids": sum(entry["Threads"] for entry in found),
         "Source": "proc",
     }
-    plan = cgroups.stored(container)
+    plan = cgroupfs.stored(container)
     if plan is None:
         return item
     v1 = plan.version == "1"
-    memory = cgroups.directory_of(plan, "inner", "memory")
+    memory = cgroupfs.directory_of(plan, "inner", "memory")
     current = _number(f"{memory}/memory.usage_in_bytes" if v1 else f"{memory}/memory.current")
     if current is not None:
         item["Memory"], item["Source"] = current, "cgroup"
     limit = _number(f"{memory}/memory.limit_in_bytes" if v1 else f"{memory}/memory.max")
     if limit is not None and limit < 1 << 60:
         item["MemoryLimit"] = limit
-    pids = _number(f"{cgroups.directory_of(plan, 'inner', 'pids')}/pids.current")
+    pids = _number(f"{cgroupfs.directory_of(plan, 'inner', 'pids')}/pids.current")
     if pids is not None:
         item["Pids"] = pids
     return item
@@ -207,8 +207,8 @@ def set_paused(container: state.Container, value: bool) -> None:
     Raises:
         RunError: there is no freezer for it.
     """
-    plan = cgroups.stored(container) or _late_freezer(container)
-    path = cgroups.freezer(plan) if plan is not None else ""
+    plan = cgroupfs.stored(container) or _late_freezer(container)
+    path = cgroupfs.freezer(plan) if plan is not None else ""
     if not path:
         raise RunError(
             "pausing needs a cgroup with a freezer, and this container has none",
@@ -237,9 +237,9 @@ def _late_freezer(container: state.Container) -> CgroupPlan | None:
         name=f"pyrun-{container.id[:32]}",
         controllers=(f"freezer:{place}",),
     )
-    cgroups.create(plan)
+    cgroupfs.create(plan)
     for entry in processes(container):
-        cgroups.enter(plan, entry["Pid"], 0)
+        cgroupfs.enter(plan, entry["Pid"], 0)
     container.save_config({**container.config, "cgroup": plan.to_data()})
     return plan
 
@@ -270,7 +270,7 @@ def unpause(options: dict[str, Any], rest: list[str], root: str) -> int:
 def update(options: dict[str, Any], rest: list[str], root: str) -> int:
     """``pyrun update``: new limits now, and at the next start."""
     from runtime import facts, prepare
-    from runtime.request import RunRequest
+    from runtime.request import RunRequest, stored_request
 
     if not rest:
         raise RunError("no container named", "pyrun update --memory 1g CONTAINER")
@@ -278,7 +278,7 @@ def update(options: dict[str, Any], rest: list[str], root: str) -> int:
         raise RunError("nothing to change", "pyrun update --help")
     for word in rest:
         container = state.Containers(root).find(word)
-        request = prepare.request_of(container).replace(**options)
+        request = stored_request(container).replace(**options)
         prepare.check(request)
         asked = RunRequest(**{**options, "cgroup_parent": request.cgroup_parent})
         if options.get("memory_swap") and not options.get("memory"):
@@ -296,18 +296,18 @@ def update(options: dict[str, Any], rest: list[str], root: str) -> int:
 def _update_live(container: state.Container, new: CgroupPlan) -> None:
     for warning in new.warnings:
         sys.stderr.write(f"pyrun: {warning}\n")
-    old = cgroups.stored(container)
+    old = cgroupfs.stored(container)
     have = set(old.controllers) if old is not None else set()
     added = tuple(part for part in new.controllers if part not in have)
     if new.version == "1" and added:
-        cgroups.create(new.replace(controllers=added, values=()))
+        cgroupfs.create(new.replace(controllers=added, values=()))
         moved = new.replace(controllers=added)
         answer, fds = console.ask(container.directory, {"op": "namespaces"})
         for fd in fds:
             os.close(fd)
         for entry in processes(container):
-            cgroups.enter(moved, entry["Pid"], int(answer["union"]))
+            cgroupfs.enter(moved, entry["Pid"], int(answer["union"]))
         total = (*(old.controllers if old is not None else ()), *added)
         plan = new.replace(controllers=total)
         container.save_config({**container.config, "cgroup": plan.to_data()})
-    cgroups.write(old if old is not None and not added else new, new.values)
+    cgroupfs.write(old if old is not None and not added else new, new.values)

@@ -7,13 +7,15 @@ import sys
 
 from runtime import console, jsonio, lifecycle, state
 from runtime.errors import RunError
-from runtime.request import RunRequest
+from runtime.request import RunRequest, stored_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from runtime.channel import Channel
     from runtime.plan import Plan
+    from runtime.supervision import Attached
 
 
 def request_from(values: dict[str, Any], rest: list[str]) -> RunRequest:
@@ -45,22 +47,22 @@ def show_plan(plan: Plan, as_json: bool) -> int:
 def run(values: dict[str, Any], rest: list[str], root: str) -> int:
     """``pyrun run``: the command's exit status."""
     request = request_from(values, rest)
-    container, plan = lifecycle.create(request, root)
     if request.dry_run:
-        return show_plan(plan, request.json)
+        return show_plan(lifecycle.dry_run(request, root), request.json)
+    made = lifecycle.create(request, root, fleeting=request.rm)
     try:
-        _write_id(request, container)
+        _write_id(request, made.container)
     except BaseException:
-        lifecycle.remove_files(container)
+        made.take_back()
         raise
     if request.rootfs == "/" and not request.detach and os.isatty(2):
         sys.stderr.write(
             "pyrun: on this host's own root: changes are kept apart; other mounts are left out\n"
         )
     if request.detach:
-        return _run_detached(request, container, plan)
+        return _run_detached(made)
     try:
-        return _run_here(request, container, plan)
+        return _run_here(request, made)
     except console.Detached:
         sys.stderr.write("\r\n")
         return 0
@@ -77,26 +79,27 @@ def _write_id(request: RunRequest, container: state.Container) -> None:
         os.close(fd)
 
 
-def _run_detached(request: RunRequest, container: state.Container, plan: Plan) -> int:
+def _supervise(made: lifecycle.Created, attached: Attached | None) -> Channel:
     try:
-        channel = lifecycle.supervise(container, plan, request, None, transient=True)
+        return lifecycle.supervise(
+            made.container, made.plan, attached, held=made.held, transient=True
+        )
     except BaseException:
-        lifecycle.remove_files(container)
+        made.held = []
+        made.take_back()
         raise
-    lifecycle.wait_started(channel)
-    sys.stdout.write(f"{container.id}\n")
+
+
+def _run_detached(made: lifecycle.Created) -> int:
+    lifecycle.wait_started(_supervise(made, None))
+    sys.stdout.write(f"{made.container.id}\n")
     return 0
 
 
-def _run_here(request: RunRequest, container: state.Container, plan: Plan) -> int:
+def _run_here(request: RunRequest, made: lifecycle.Created) -> int:
     wanted = {word.lower() for word in request.attach} or {"stdin", "stdout", "stderr"}
     ours, theirs = lifecycle.streams(request.interactive and "stdin" in wanted)
-    try:
-        channel = lifecycle.supervise(container, plan, request, theirs, transient=True)
-    except BaseException:
-        lifecycle.remove_files(container)
-        raise
-    channel.close()
+    _supervise(made, theirs).close()
     for name in {"out", "err"} - {word.removeprefix("std") for word in wanted}:
         os.close(getattr(ours, name))  # the supervisor drops what nobody reads
         setattr(ours, name, -1)
@@ -120,11 +123,15 @@ def report_end(told: dict[str, Any]) -> int:
 def create(values: dict[str, Any], rest: list[str], root: str) -> int:
     """``pyrun create``."""
     request = request_from(values, rest)
-    container, plan = lifecycle.create(request, root)
     if request.dry_run:
-        return show_plan(plan, request.json)
-    _write_id(request, container)
-    sys.stdout.write(f"{container.id}\n")
+        return show_plan(lifecycle.dry_run(request, root), request.json)
+    made = lifecycle.create(request, root)
+    try:
+        _write_id(request, made.container)
+    except BaseException:
+        made.take_back()
+        raise
+    sys.stdout.write(f"{made.container.id}\n")
     return 0
 
 
@@ -153,15 +160,13 @@ def start_one(
     container: state.Container, root: str, attach_to: bool, values: dict[str, Any]
 ) -> int:
     """Start a container that exists."""
-    from runtime import prepare
-
-    request = prepare.request_of(container)
+    request = stored_request(container)
     plan = lifecycle.replan(container, root)
     if not attach_to:
-        lifecycle.wait_started(lifecycle.supervise(container, plan, request, None))
+        lifecycle.wait_started(lifecycle.supervise(container, plan, None))
         return 0
     ours, theirs = lifecycle.streams(bool(values.get("interactive")))
-    lifecycle.supervise(container, plan, request, theirs).close()
+    lifecycle.supervise(container, plan, theirs).close()
     console.proxy(ours.channel, tty=request.tty, signals=True)
     try:
         keys = console.parse_keys(values.get("detach_keys", request.detach_keys))

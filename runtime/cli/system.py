@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import cgroups, facts, ids, lifecycle, network, state
+from runtime import cgroups, facts, ids, network, removal, state
 from runtime.cli.output import show, table
 from runtime.errors import RunError
 from runtime.sys import calls
@@ -163,7 +163,7 @@ def volume(options: Options, rest: list[str], root: str) -> int:
         for name in names:
             if name in used:
                 raise RunError(f"volume {name} is used by container {used[name]}")
-            lifecycle.remove_volume(root, name)
+            removal.remove_volume(root, name)
             sys.stdout.write(f"{name}\n")
         return 0
     if action == "inspect":
@@ -179,7 +179,7 @@ def volume(options: Options, rest: list[str], root: str) -> int:
     if action == "prune":
         for name in found:
             if name not in used:
-                lifecycle.remove_volume(root, name)
+                removal.remove_volume(root, name)
                 sys.stdout.write(f"{name}\n")
         return 0
     raise RunError(f"volume {action}: unknown", "create, ls, rm, inspect or prune")
@@ -228,7 +228,7 @@ def system(options: Options, rest: list[str], root: str) -> int:
             return 1
     from runtime.cli.commands import remove_one
 
-    lifecycle.sweep(root)
+    removal.sweep(root)
     for container in state.Containers(root).all():
         if not container.supervised():
             remove_one(container, {"volumes": bool(options.get("volumes"))})

@@ -25,6 +25,10 @@ def command(name):
         return ""  # gone meanwhile
 found = [int(name) for name in os.listdir("/proc") if name.isdigit()
          and command(name) == "pyrun-union"]
+def some(path):
+    # Of a process that is just ending both are empty, and open to all.
+    if not open(path).read():
+        raise OSError
 def read_memory(pid):
     # Nothing is at the address: EFAULT says that we would have been let in.
     here = ctypes.create_string_buffer(8)
@@ -44,8 +48,8 @@ for pid in found:
         "cwd": lambda: os.listdir(f"/proc/{pid}/cwd/"),
         "descriptor": lambda: os.open(f"/proc/{pid}/fd/3", os.O_RDONLY),
         "memory": lambda: open(f"/proc/{pid}/mem", "r+b"),
-        "maps": lambda: open(f"/proc/{pid}/maps").read(),
-        "environment": lambda: open(f"/proc/{pid}/environ").read(),
+        "maps": lambda: some(f"/proc/{pid}/maps"),
+        "environment": lambda: some(f"/proc/{pid}/environ"),
         "program": lambda: os.readlink(f"/proc/{pid}/exe"),
         "namespace": lambda: os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY),
     }

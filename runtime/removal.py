@@ -1,0 +1,164 @@
+"""Taking containers away: what is theirs on disk, and what supervisors that died have left."""
+
+from __future__ import annotations
+
+import os
+
+from runtime import jsonio, state
+from runtime.errors import RunError
+from runtime.lean import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def remove_files(container: state.Container) -> None:
+    """The container's name, snapshot and directory, once it does not run.
+
+    It is gone from one moment to the next: what is cut off in between is files of nobody.
+    """
+    name = container.name
+    give_back(container.config.get("source") or {})
+    state.record_event(container.root, "container", "remove", container, name=name)
+    gone = f"{container.directory}{state.GONE}"
+    os.rename(container.directory, gone)
+    state.Containers(container.root).drop_name(name, container)
+    remove_directory(gone)
+
+
+def remove_anonymous_volumes(container: state.Container) -> None:
+    """Volumes that nobody named; ``container`` has read its configuration before."""
+    for volume in container.config.get("volumes") or ():
+        if str(volume.get("source", "")).startswith(f"{container.id[:32]}-"):
+            try:
+                remove_volume(container.root, volume["source"])
+            except RunError:
+                pass  # somebody else has removed it
+
+
+def forget(container: state.Container, source: dict[str, Any]) -> None:
+    """Take back a container that could not be made, and what the store gave for it."""
+    name = str(container.config.get("name", ""))
+    try:
+        give_back(source)
+    finally:
+        remove_directory(container.directory)
+        state.Containers(container.root).drop_name(name, container)
+
+
+def give_back(source: dict[str, Any]) -> None:
+    """End the store's part in a container: its snapshot, or its session."""
+    if not source.get("snapshot") and not source.get("session"):
+        return
+    from runtime import images
+
+    if source.get("snapshot"):
+        images.remove_snapshot(str(source["snapshot"]))
+    images.end_lease(str(source.get("session") or ""))
+
+
+def remove_directory(path: str) -> None:
+    """Remove a directory of ours; files of subordinate ids need our user namespace."""
+    from runtime.trees import remove_tree
+
+    parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = os.path.basename(path)
+    try:
+        remove_tree(parent, name)
+    except PermissionError:
+        from runtime.userns import run_mapped
+
+        run_mapped(lambda: remove_tree(parent, name))
+    finally:
+        os.close(parent)
+
+
+def sweep(root: str) -> None:
+    """Put in order what supervisors that died have left: states, processes, --rm containers."""
+    _remove_gone(root)
+    for container in state.Containers(root).all():
+        try:
+            with open(container.path("state.json"), "rb") as file:
+                said = jsonio.loads(file.read()).get("status")
+        except (OSError, ValueError):
+            continue
+        if said not in ("running", "paused", "starting", "restarting"):
+            continue
+        try:
+            lock = container.lock()
+        except BlockingIOError:
+            continue
+        try:
+            kill_left(container)
+            container.save_state(
+                status="exited",
+                exit_code=137,
+                pid=0,
+                union_pid=0,
+                finished=state.now(),
+                error="its supervisor has died",
+            )
+            state.record_event(root, "container", "die", container, code=137)
+            if container.config.get("request", {}).get("rm"):
+                remove_files(container)
+        finally:
+            os.close(lock)
+
+
+def _remove_gone(root: str) -> None:
+    """What is left of containers whose removal was cut off."""
+    try:
+        names = os.listdir(f"{root}/containers")
+    except OSError:
+        return
+    for name in names:
+        if name.endswith(state.GONE):
+            try:
+                remove_directory(f"{root}/containers/{name}")
+            except FileNotFoundError:
+                pass  # another command is at it
+
+
+def remove_volume(root: str, name: str) -> None:
+    """A named volume and what is in it.
+
+    Raises:
+        RunError: there is none.
+    """
+    path = f"{root}/volumes/{name}"
+    if "/" in name or not os.path.isdir(path):
+        raise RunError(f"no volume {name}", "pyrun volume ls")
+    remove_directory(path)
+
+
+def kill_left(container: state.Container) -> None:
+    """End what a supervisor that died has left running; nothing if that is all as it should be."""
+    try:
+        with open(container.path("state.json"), "rb") as file:
+            left = jsonio.loads(file.read())
+    except (OSError, ValueError):
+        return
+    pid = int(left.get("pid") or 0)
+    if (
+        pid
+        and left.get("boot") == state.boot_id()
+        and state.start_time(pid) == left.get("pid_start")
+    ):
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if state.start_time(pid) == left.get("pid_start"):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        finally:
+            os.close(fd)
+    if container.config.get("cgroup"):
+        from runtime import cgroupfs
+
+        plan = cgroupfs.stored(container)
+        if plan is not None:
+            cgroupfs.remove(plan)

@@ -1,0 +1,317 @@
+"""What a container's supervisor does besides its loop: start, helpers, limits, end."""
+
+from __future__ import annotations
+
+import _socket
+import gc
+import os
+import sys
+
+from runtime import facts, launch, removal, state
+from runtime.channel import Channel
+from runtime.errors import RunError
+from runtime.lean import signal
+from runtime.request import stored_request
+from runtime.supervisor import Client, Supervisor, become_daemon
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from runtime.early import Intermediate
+    from runtime.network import Helper
+    from runtime.plan import CgroupPlan, Plan
+    from runtime.request import RunRequest
+
+
+class Attached:
+    """The supervisor's ends of what connects it to a caller; ``source`` -1: no standard input."""
+
+    def __init__(self, channel: Channel, source: int, out: int, err: int) -> None:
+        self.channel = channel
+        self.source = source
+        self.out = out
+        self.err = err
+
+    def fds(self) -> list[int]:
+        """The open descriptors."""
+        return [fd for fd in (self.channel.fd, self.source, self.out, self.err) if fd >= 0]
+
+    def close(self) -> None:
+        """Close them all."""
+        self.channel.close()
+        for fd in (self.source, self.out, self.err):
+            if fd >= 0:
+                os.close(fd)
+
+
+class Task:
+    """A start that a supervisor is given.
+
+    Attributes:
+        program: the seccomp filter of the command.
+        joins: descriptors of namespaces to enter, by type; ``outer``: the user namespace above.
+        held: descriptors to keep for the container's life: its lock, its part of the store.
+        first: told how the start went.
+        transient: a container that cannot be started is removed.
+    """
+
+    def __init__(
+        self,
+        container: state.Container,
+        plan: Plan,
+        *,
+        program: bytes,
+        joins: dict[str, int],
+        held: list[int],
+        first: Channel,
+        attached: Attached | None,
+        transient: bool,
+    ) -> None:
+        self.container = container
+        self.plan = plan
+        self.program = program
+        self.joins = joins
+        self.held = held
+        self.first = first
+        self.attached = attached
+        self.transient = transient
+
+    def to_message(self) -> tuple[dict[str, Any], list[int]]:
+        """Plain data and descriptors, for a supervisor that was forked before."""
+        attached = self.attached
+        data = {
+            "root": self.container.root,
+            "id": self.container.id,
+            "plan": self.plan,
+            "program": self.program,
+            "held": len(self.held),
+            "attached": attached is not None,
+            "source": attached is not None and attached.source >= 0,
+            "joins": tuple(self.joins),
+        }
+        fds = [self.first.fd, *(attached.fds() if attached is not None else ()), *self.held]
+        return data, [*fds, *self.joins.values()]
+
+    @classmethod
+    def from_message(cls, data: dict[str, Any], fds: list[int]) -> Task:
+        """What ``to_message`` gave."""
+        rest = iter(fds)
+
+        def channel() -> Channel:
+            return Channel(_socket.socket(fileno=next(rest)))
+
+        first = channel()
+        attached = None
+        if data["attached"]:
+            words = channel()
+            source = next(rest) if data["source"] else -1
+            attached = Attached(words, source, next(rest), next(rest))
+        held = [next(rest) for _ in range(data["held"])]
+        return cls(
+            state.Container(data["root"], data["id"]),
+            data["plan"],
+            program=data["program"],
+            joins=dict(zip(data["joins"], rest, strict=True)),
+            held=held,
+            first=first,
+            attached=attached,
+            transient=True,
+        )
+
+    def close(self) -> None:
+        """Close what the supervisor has been given, here."""
+        for fd in (*self.held, *self.joins.values()):
+            os.close(fd)
+        self.first.close()
+        if self.attached is not None:
+            self.attached.close()
+
+
+def run(
+    task: Task, waiting: Intermediate | None = None, host: facts.HostFacts | None = None
+) -> NoReturn:
+    """Be the container's supervisor until it has ended.
+
+    ``waiting`` is an intermediate process that was forked before; ``host`` what is known already.
+    """
+    code = 125
+    try:
+        code = _Supervision(task, waiting, host).serve()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(code & 0xFF)
+
+
+class _Supervision:
+    """The helpers, limits and files of one container, as its supervisor has them."""
+
+    def __init__(
+        self, task: Task, waiting: Intermediate | None, host: facts.HostFacts | None
+    ) -> None:
+        self.task = task
+        self.host = host or facts.ask()
+        self.container = task.container
+        self.plan = task.plan
+        self.waiting = waiting
+        self.request = stored_request(self.container)
+        self.helper: Helper | None = None
+        self.limits: CgroupPlan | None = None
+        if self.plan.cgroup is not None and self.plan.cgroup.version != "none":
+            self.limits = self.plan.cgroup
+        self.outer = task.joins.pop("outer", -1)
+
+    def serve(self) -> int:
+        """Start and supervise; the exit status."""
+        task = self.task
+        keep = {*task.held, task.first.fd, *task.joins.values()}
+        keep |= {self.outer} - {-1}
+        if self.waiting is not None:
+            keep.add(self.waiting.channel.fd)
+        if task.attached is not None:
+            keep.update(task.attached.fds())
+        become_daemon(keep, self.container.path("supervisor.log"))
+        gc.freeze()  # what was there before the forks stays shared
+        gc.enable()
+        client = None
+        if task.attached is not None:
+            sinks = {"stdout": task.attached.out, "stderr": task.attached.err}
+            client = Client(task.attached.channel, task.attached.source, sinks)
+        return self._supervisor().serve(task.first, client)
+
+    def start(self, stdio: tuple[int, int, int]) -> launch.Started:
+        """Make the container; again for a restart."""
+        self._stop_helper()
+        if self.limits is not None:
+            from runtime import cgroupfs
+
+            self.limits = cgroupfs.create(self.limits)
+            data = self.limits.to_data()
+            if data != self.container.config.get("cgroup"):
+                self.container.save_config({**self.container.config, "cgroup": data})
+        started = launch.create(
+            self.plan,
+            program=self.task.program,
+            stdio=stdio,
+            newuidmap=self.host.newuidmap,
+            newgidmap=self.host.newgidmap,
+            joins=dict(self.task.joins),
+            outer=self.outer,
+            on_pid=self._joined,
+            waiting=self._usable(),
+        )
+        if self.plan.network.mode == "private":
+            from runtime import network
+
+            try:
+                self.helper = network.start(
+                    self.plan.network, started.namespaces, self.container.directory
+                )
+            except BaseException:
+                launch.abort(started)
+                raise
+        return started
+
+    def _usable(self) -> Intermediate | None:
+        """The process that was forked before, for the first start and where it fits."""
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            # It is in the caller's group, from where only root could move it into a scope.
+            scope = self.plan.cgroup is not None and self.plan.cgroup.version == "systemd"
+            if scope or not waiting.fits(self.plan.ids, self.outer):
+                waiting.dismiss()
+                return None
+        return waiting
+
+    def _joined(self, pid: int, union: int) -> None:
+        if self.limits is not None:
+            from runtime import cgroupfs
+
+            cgroupfs.enter(self.limits, pid, union)
+        if self.request.pid_file:
+            _write_pid(self.request.pid_file, pid)
+
+    def _stop_helper(self) -> None:
+        if self.helper is not None:
+            self.helper.stop()
+            self.helper = None
+
+    def end(self, remove: bool) -> None:
+        """Nothing but the container's files is left, and these only if it is to be kept."""
+        self._stop_helper()
+        fresh = state.Container(self.container.root, self.container.id)
+        if self.limits is not None or fresh.config.get("cgroup"):
+            from runtime import cgroupfs
+
+            for group in (self.limits, cgroupfs.stored(fresh)):
+                if group is not None:
+                    cgroupfs.remove(group)
+        if remove:
+            # The store gives nothing back whose lock is held.
+            for fd in self.task.held[1:]:
+                os.close(fd)
+            del self.task.held[1:]
+            removal.remove_files(fresh)
+            removal.remove_anonymous_volumes(fresh)
+
+    def _supervisor(self) -> Supervisor:
+        request = self.request
+        image = self.container.config.get("image_config") or {}
+        health = None
+        if not request.no_healthcheck and (request.health_cmd or image.get("Healthcheck")):
+            from runtime.health import make
+
+            health = make(request, image, self.container)
+        return Supervisor(
+            self.container,
+            self.plan,
+            self.start,
+            interactive=request.interactive,
+            remove=request.rm,
+            restart=request.restart,
+            stop_signal=_stop_signal(request, image),
+            stop_timeout=float(request.stop_timeout),
+            cleanup=self.end,
+            health=health,
+            log_limit=_log_limit(request),
+            transient=self.task.transient,
+            log=request.log_driver != "none",
+        )
+
+
+def _write_pid(path: str, pid: int) -> None:
+    """``--pid-file``, by rename.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        state.write_file(path, f"{pid}\n", 0o644)
+    except OSError as error:
+        raise RunError(f"--pid-file {path}: {error.strerror}") from None
+
+
+def _stop_signal(request: RunRequest, image: dict[str, Any]) -> int:
+    word = request.stop_signal or str(image.get("StopSignal") or "")
+    if word:
+        from runtime.values import signal_number
+
+        try:
+            return signal_number(word)
+        except RunError:
+            pass  # an image's nonsense is no reason not to run it
+    return int(signal.SIGTERM)
+
+
+def _log_limit(request: RunRequest) -> int:
+    limit = 0
+    for word in request.log_opt:
+        key, _, value = word.partition("=")
+        if key == "max-size":
+            from runtime.values import size
+
+            limit = size(value, "--log-opt max-size")
+    return limit
