@@ -19,7 +19,7 @@ NOISE_LIMIT: Final = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Median and quartiles of ``n`` positive numbers."""
+    """Median and quartiles of ``n`` numbers that are not negative."""
 
     n: int
     median: float
@@ -29,6 +29,8 @@ class Summary:
     @property
     def spread(self) -> float:
         """Upper quartile over lower quartile: 1.0 is no spread at all."""
+        if self.high == self.low:
+            return 1.0
         return self.high / self.low if self.low > 0 else math.inf
 
     @property

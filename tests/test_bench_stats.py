@@ -20,6 +20,11 @@ def test_one_value_is_its_own_median_without_spread() -> None:
     assert summarize([3.0]).spread == 1.0
 
 
+def test_nothing_at_all_has_no_spread() -> None:
+    assert not summarize([0.0, 0.0, 0.0]).noisy
+    assert summarize([0.0, 0.0, 5.0]).noisy
+
+
 def test_quartiles_are_those_of_the_inclusive_method() -> None:
     assert summarize([1, 2, 3, 4, 5]) == Summary(5, 3, 2, 4)
     assert summarize([1, 2, 9]) == Summary(3, 2, 1.5, 5.5)
