@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cowstore import digest as digests
-from cowstore.database import unpack
+from cowstore.database import OF_NAMED_INDEX, unpack
 from cowstore.errors import Damaged, NotFound, StoreError
 from cowstore.layout import remove_tree
 from cowstore.locks import JOURNAL, Lock, Session
@@ -139,6 +139,10 @@ def collect(store: Store, *, resumable: bool = True, ending: str = "") -> Freed:
             if digest not in marked.blobs:
                 db.execute("DELETE FROM blobs WHERE digest=?", (digest,))
         db.execute("DELETE FROM cache WHERE image NOT IN (SELECT id FROM images)")
+        db.execute(
+            "DELETE FROM members WHERE image NOT IN (SELECT id FROM images) OR index_digest NOT IN"
+            " (SELECT index_digest FROM names WHERE index_digest IS NOT NULL)"
+        )
         _bury_snapshots(store, db)
     _sweep_layers(store)
     _sweep_caches(store, marked, freed)
@@ -305,18 +309,25 @@ def _untag(db: sqlite3.Connection, name: str) -> list[str]:
     from cowstore.store import candidates
 
     for candidate in candidates(name):
-        row = db.execute("SELECT image FROM names WHERE name=?", (candidate,)).fetchone()
+        row = db.execute(
+            "SELECT image, index_digest FROM names WHERE name=?", (candidate,)
+        ).fetchone()
         if row is None:
             continue
         db.execute("DELETE FROM names WHERE name=?", (candidate,))
         said = [f"untagged {candidate}"]
-        image = row[0]
-        left = db.execute("SELECT 1 FROM names WHERE image=?", (image,)).fetchone()
-        if left is None and not _in_use(db, image):
-            db.execute("DELETE FROM images WHERE id=?", (image,))
-            said.append(f"deleted {image}")
+        others = db.execute("SELECT image FROM members WHERE index_digest=?", (row[1],)).fetchall()
+        for image in dict.fromkeys((row[0], *(image for (image,) in others))):
+            if not _is_named(db, image) and not _in_use(db, image):
+                db.execute("DELETE FROM images WHERE id=?", (image,))
+                said.append(f"deleted {image}")
         return said
     return []
+
+
+def _is_named(db: sqlite3.Connection, image: str) -> bool:
+    query = f"SELECT 1 FROM names WHERE image=? UNION {OF_NAMED_INDEX} WHERE members.image=?"
+    return db.execute(query, (image, image)).fetchone() is not None
 
 
 def _in_use(db: sqlite3.Connection, image: str) -> bool:
@@ -349,6 +360,7 @@ def prune(store: Store) -> tuple[list[str], Freed]:
         with store.database.write() as db:
             rows = db.execute(
                 "SELECT id FROM images WHERE id NOT IN (SELECT image FROM names)"
+                f" AND id NOT IN ({OF_NAMED_INDEX})"
                 " AND id NOT IN (SELECT image FROM snapshots)"
                 " AND id NOT IN (SELECT ref FROM leases WHERE kind='image')"
             ).fetchall()

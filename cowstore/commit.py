@@ -84,15 +84,27 @@ def _check_time(text: str | None) -> None:
         raise StoreError(f"{text!r}: not a time", "such as 2026-01-31T12:00:00Z") from None
 
 
+def _now() -> int:
+    """The time for what has none; ``SOURCE_DATE_EPOCH`` (reproducible-builds.org) if it is set.
+
+    Raises:
+        StoreError: that is not a number.
+    """
+    told = os.environ.get("SOURCE_DATE_EPOCH")
+    if not told:
+        return int(time.time())
+    if not told.isdigit():
+        raise StoreError(f"SOURCE_DATE_EPOCH: {told!r} is not a number of seconds")
+    return int(told)
+
+
 def _describe(
     config: dict[str, Any], new: list[Brought], newest: int, options: CommitOptions
 ) -> None:
     """Diff ids, time and history of the new image's configuration."""
     created = options.created
     if created is None:
-        moment = newest or int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
-        when = datetime.datetime.fromtimestamp(moment, datetime.UTC)
-        created = when.strftime("%Y-%m-%dT%H:%M:%SZ")
+        created = oci.time_text(newest or _now())
     rootfs = config.setdefault("rootfs", {"type": "layers", "diff_ids": []})
     rootfs["diff_ids"] = [*rootfs.get("diff_ids", []), *(b.diff_id for b in new)]
     config["created"] = created

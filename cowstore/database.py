@@ -7,6 +7,7 @@ unpacked or fetched. Source of the settings: sqlite.org/wal.html, pragma synchro
 
 from __future__ import annotations
 
+import os
 import time
 from _thread import RLock
 
@@ -54,7 +55,19 @@ CREATE TABLE leases (
 CREATE TABLE checked (
     name TEXT PRIMARY KEY, checked_at REAL NOT NULL) WITHOUT ROWID;
 """
-_VERSION: Final = 1
+#: What each version adds to the one before, from 2 on; ``PRAGMA user_version`` has the number.
+_LATER: Final = (
+    """
+CREATE TABLE members (
+    index_digest TEXT NOT NULL, image TEXT NOT NULL,
+    PRIMARY KEY (index_digest, image)) WITHOUT ROWID;
+""",
+)
+VERSION: Final = 1 + len(_LATER)
+#: Images that a name keeps without pointing to them: of other platforms, by the name's index.
+OF_NAMED_INDEX: Final = (
+    "SELECT members.image FROM members JOIN names ON members.index_digest = names.index_digest"
+)
 
 
 def pack(items: Iterable[str]) -> str:
@@ -77,31 +90,60 @@ def connect(layout: Layout, *, durable: bool = True) -> sqlite3.Connection:
     path = layout.path("store.db")
     try:
         if layout.read_only:
+            if not os.path.exists(path):
+                raise StoreError(f"{layout.root}: nothing was ever brought into this store")
             # immutable: on a read-only mount neither locks nor a -shm file can be made.
             quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
             db = sqlite3.connect(
                 f"file:{quoted}?mode=ro&immutable=1", uri=True, isolation_level=None,
                 check_same_thread=False,
             )  # fmt: skip
+            if (found := _version(db)) != VERSION:
+                db.close()
+                raise _other_version(path, found)
         else:
             db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-            if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-                _create(db)
+            if _version(db) != VERSION:
+                _update(db, path)
             db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
     except sqlite3.DatabaseError as error:
         raise _told(error, path) from None
     return db
 
 
-def _create(db: sqlite3.Connection) -> None:
+def _version(db: sqlite3.Connection) -> int:
+    found: int = db.execute("PRAGMA user_version").fetchone()[0]
+    return found
+
+
+def _other_version(path: str, found: int) -> StoreError:
+    newer = found > VERSION
+    return StoreError(
+        f"{path}: the database is of version {found}, this program knows {VERSION}",
+        "use the version of cowstore that made it, or a later one" if newer
+        else "let a command write to the store once: that brings it up to date",
+    )  # fmt: skip
+
+
+def _update(db: sqlite3.Connection, path: str) -> None:
+    """Make the tables, or those that a store of an earlier version lacks, in one transaction."""
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("BEGIN IMMEDIATE")
-    if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-        for statement in _SCHEMA.split(";\n"):
-            if statement.strip():
-                db.execute(statement)
-        db.execute(f"PRAGMA user_version={_VERSION}")
-    db.execute("COMMIT")
+    try:
+        found = _version(db)  # another may have been quicker
+        if found > VERSION:
+            raise _other_version(path, found)
+        for part in (_SCHEMA, *_LATER)[found:]:
+            for statement in part.split(";\n"):
+                if statement.strip():
+                    db.execute(statement)
+        db.execute(f"PRAGMA user_version={VERSION}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        db.close()
+        raise
 
 
 def _told(error: sqlite3.Error, path: str) -> StoreError:
@@ -269,6 +311,11 @@ def add_blob(
 def set_name(db: sqlite3.Connection, name: str, image: str, index_digest: str | None) -> None:
     """Point a name to an image."""
     db.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?)", (name, image, index_digest))
+
+
+def add_member(db: sqlite3.Connection, index_digest: str, image: str) -> None:
+    """Record an image as one of an index: it stays as long as a name stands for that."""
+    db.execute("INSERT OR IGNORE INTO members VALUES (?, ?)", (index_digest, image))
 
 
 def add_image(

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 from cowstore import digest as digests
 from cowstore import oci
 from cowstore.codec import deflater, read_chunks
-from cowstore.errors import Damaged, Refused, StoreError
+from cowstore.errors import Damaged, NotFound, Refused, StoreError
 from cowstore.layers import payload_of
 from cowstore.manifest import LINK, Entry
 from cowstore.merge import walk
@@ -59,10 +59,19 @@ class Package:
     def digest(self) -> str:
         return digests.of(self.manifest)
 
+    def top(self) -> oci.Descriptor:
+        """Of the manifest."""
+        return oci.Descriptor(self.media_type, self.digest, len(self.manifest))
+
     def documents(self) -> list[Outgoing]:
         """The configuration as a blob."""
         config = oci.Descriptor(self.config_type, digests.of(self.config), len(self.config))
         return [Outgoing(config, lambda: iter((self.config,)))]
+
+    def blobs(self) -> list[Outgoing]:
+        """All of it, the manifest last."""
+        manifest = Outgoing(self.top(), lambda: iter((self.manifest,)))
+        return [*self.layers, *self.documents(), manifest]
 
 
 def package(store: Store, image: Image, stack: ExitStack, compression: str | None) -> Package:
@@ -207,26 +216,101 @@ def export(
         if ref.transport == "docker-archive":
             _write_file(ref.place, _docker_archive(store, image, ref.tag, progress))
             return image.id
-        packed = package(store, image, stack, compression)
-        if ref.transport == "oci":
-            _to_layout(packed, ref.place, ref.tag, progress)
-        elif ref.transport == "oci-archive":
-            _write_file(ref.place, _oci_archive(packed, ref.tag, progress))
-        else:
+        if ref.transport not in ("oci", "oci-archive"):
             raise StoreError(
                 f"{ref.transport}: nothing can be exported to that",
                 "oci, oci-archive, docker-archive, rootfs, docker",
             )
+        packed = package(store, image, stack, compression)
+        _deliver(packed.top(), packed.blobs(), ref, progress)
         return packed.digest
+
+
+def export_index(
+    store: Store,
+    name: str,
+    ref: ImageRef,
+    *,
+    compression: str | None,
+    progress: Progress | None,
+) -> str:
+    """Write the index that a name stands for with all its images, to the bit; its digest.
+
+    Raises:
+        StoreError: not all of it is here, or not as it came.
+    """
+    if ref.transport == "docker":
+        return store.push(name, ref, compression=compression, all_platforms=True, progress=progress)
+    if ref.transport not in ("oci", "oci-archive"):
+        raise StoreError(f"{ref.transport}: no place for an index", "oci, oci-archive, docker")
+    with ExitStack() as stack:
+        top, documents, packed = package_index(store, name, stack, compression)
+        blobs = [blob for one in packed for blob in one.blobs()]
+        _deliver(top, [*blobs, *documents], ref, progress)
+    return top.digest
+
+
+def package_index(
+    store: Store, name: str, stack: ExitStack, compression: str | None
+) -> tuple[oci.Descriptor, list[Outgoing], list[Package]]:
+    """(the index, its documents, itself the last, and its images) that a name stands for.
+
+    Raises:
+        StoreError: not all of it is here, or not as it came.
+    """
+    if compression is not None:
+        raise StoreError("--compression: an index and its images leave as they came")
+    documents: list[Outgoing] = []
+    packed: dict[str, Package] = {}
+    top = _pack_index(store, store.index_of(name), stack, documents, packed)
+    return top, documents, list(packed.values())
+
+
+def _pack_index(
+    store: Store,
+    digest: str,
+    stack: ExitStack,
+    documents: list[Outgoing],
+    packed: dict[str, Package],
+) -> oci.Descriptor:
+    data = store.blob(digest)
+    for entry in oci.parse_index(data):
+        if entry.digest in packed:
+            continue
+        try:
+            image = store.resolve(entry.digest)
+        except NotFound:
+            if entry.media_type in oci.INDEXES:
+                _pack_index(store, entry.digest, stack, documents, packed)
+                continue
+            raise StoreError(
+                f"the index's image for {oci.platform_name(entry)} is not here",
+                "cowstore import --all-platforms brings all of them",
+            ) from None
+        one = package(store, image, stack, None)
+        if one.digest != entry.digest:
+            raise StoreError(
+                f"a compressed layer for {oci.platform_name(entry)} was not kept: the index cannot"
+                " be as it was",
+                "import it again with --blobs keep",
+            )
+        packed[entry.digest] = one
+    media_type = str(oci.loads(data, "the index").get("mediaType") or oci.OCI_INDEX)
+    described = oci.Descriptor(media_type, digest, len(data))
+    documents.append(Outgoing(described, lambda: iter((data,))))
+    return described
 
 
 def _write_file(path: str, pieces: Iterator[bytes]) -> None:
     """Write a file wholly or not at all; ``-`` is standard output."""
     if path == "-":
+        if sys.stdout.isatty():
+            raise StoreError("an archive is not for a terminal", "redirect it, or name a file")
         for data in pieces:
             sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
+    _check_parent(path)
     draft = f"{path}.{os.urandom(4).hex()}.part"
     try:
         with open(draft, "wb") as file:
@@ -240,6 +324,15 @@ def _write_file(path: str, pieces: Iterator[bytes]) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
+
+
+def _check_parent(path: str) -> None:
+    """Raises ``StoreError`` if the directory that is to have ``path`` is not there."""
+    parent = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(parent):
+        raise StoreError(f"{parent}: no such directory", "make it first")
+    if os.path.isdir(path):
+        raise StoreError(f"{path}: a directory", "name a file in it")
 
 
 def _checked(outgoing: Outgoing, progress: Progress | None) -> Iterator[bytes]:
@@ -258,17 +351,33 @@ def _checked(outgoing: Outgoing, progress: Progress | None) -> Iterator[bytes]:
         )
 
 
-def _index_entry(packed: Package, tag: str) -> dict[str, Any]:
-    notes = {oci.REF_NAME: tag} if tag else {}
-    return oci.Descriptor(packed.media_type, packed.digest, len(packed.manifest), notes).json()
+def _deliver(
+    top: oci.Descriptor, blobs: list[Outgoing], ref: ImageRef, progress: Progress | None
+) -> None:
+    """Write a manifest or an index, with all blobs of it, as an OCI layout or an archive of one."""
+    if ref.transport == "oci":
+        _to_layout(top, blobs, ref.place, ref.tag, progress)
+    else:
+        _write_file(ref.place, _oci_archive(top, blobs, ref.tag, progress))
 
 
-def _to_layout(packed: Package, path: str, tag: str, progress: Progress | None) -> None:
+def _index_entry(top: oci.Descriptor, tag: str) -> dict[str, Any]:
+    return replace(top, annotations={oci.REF_NAME: tag} if tag else {}).json()
+
+
+def _to_layout(
+    top: oci.Descriptor,
+    outgoing_blobs: list[Outgoing],
+    path: str,
+    tag: str,
+    progress: Progress | None,
+) -> None:
     """Add an image to an OCI layout, which is made if it is not there. The index goes last."""
     blobs = os.path.join(path, "blobs", "sha256")
+    _check_layout(path)
     try:
         os.makedirs(blobs, exist_ok=True)
-        for outgoing in _blobs_of(packed):
+        for outgoing in outgoing_blobs:
             target = os.path.join(blobs, digests.hex_of(outgoing.descriptor.digest))
             if not os.path.exists(target):
                 _write_file(target, _checked(outgoing, progress))
@@ -280,12 +389,25 @@ def _to_layout(packed: Package, path: str, tag: str, progress: Progress | None) 
                 found = oci.loads(file.read(oci.MAX_JSON), index_path).get("manifests")
             if not isinstance(found, list):
                 raise Refused(f"{index_path} has no list of manifests")
-            entries = [e for e in found if not _same_place(e, packed.digest, tag)]
-        entries.append(_index_entry(packed, tag))
+            entries = [e for e in found if not _same_place(e, top.digest, tag)]
+        entries.append(_index_entry(top, tag))
         index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries}
         _write_file(index_path, iter((oci.dumps(index),)))
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {error.strerror}") from None
+
+
+def _check_layout(path: str) -> None:
+    """Raises ``StoreError`` if no OCI layout is at ``path`` and none can be made there."""
+    parent = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(parent):
+        raise StoreError(f"{parent}: no such directory", "make it first")
+    if not os.path.lexists(path) or os.path.exists(os.path.join(path, "oci-layout")):
+        return
+    if not os.path.isdir(path):
+        raise StoreError(f"{path}: not a directory", "oci-archive:FILE writes a file")
+    if os.listdir(path):
+        raise StoreError(f"{path}: not empty, and not an OCI layout", "name a new directory")
 
 
 def _same_place(entry: Any, digest: str, tag: str) -> bool:
@@ -298,15 +420,6 @@ def _same_place(entry: Any, digest: str, tag: str) -> bool:
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
-def _blobs_of(packed: Package) -> list[Outgoing]:
-    manifest = oci.Descriptor(packed.media_type, packed.digest, len(packed.manifest))
-    return [
-        *packed.layers,
-        *packed.documents(),
-        Outgoing(manifest, lambda: iter((packed.manifest,))),
-    ]
-
-
 def _file_member(name: str, size: int) -> bytes:
     return header(Entry(os.fsencode(name), stat.S_IFREG, 0o644, size=size))
 
@@ -315,14 +428,16 @@ def _small(name: str, data: bytes) -> bytes:
     return _file_member(name, len(data)) + data + padding(len(data))
 
 
-def _oci_archive(packed: Package, tag: str, progress: Progress | None) -> Iterator[bytes]:
+def _oci_archive(
+    top: oci.Descriptor, blobs: list[Outgoing], tag: str, progress: Progress | None
+) -> Iterator[bytes]:
     yield _small("oci-layout", _LAYOUT)
-    index = {"schemaVersion": 2, "manifests": [_index_entry(packed, tag)]}
+    index = {"schemaVersion": 2, "manifests": [_index_entry(top, tag)]}
     yield _small("index.json", oci.dumps(index))
     yield header(Entry(b"blobs", stat.S_IFDIR, 0o755))
     yield header(Entry(b"blobs/sha256", stat.S_IFDIR, 0o755))
     seen = set()
-    for outgoing in _blobs_of(packed):
+    for outgoing in blobs:
         digest, size = outgoing.descriptor.digest, outgoing.descriptor.size
         if digest not in seen:
             seen.add(digest)

@@ -7,14 +7,15 @@ collection takes them.
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from cowstore import digest as digests
 from cowstore import oci
-from cowstore.database import add_blob, add_image, set_name
+from cowstore.database import add_blob, add_image, add_member, set_name
+from cowstore.errors import NotFound, Refused
 from cowstore.ingest import BlobFeed
 from cowstore.layers import Brought, LayerSource, move_blob, sync, write_blobs
 from cowstore.locks import JOURNAL, Session
@@ -39,16 +40,20 @@ def import_found(
     Raises:
         Refused: it breaks a rule.
     """
-    brought = _bring_layers(store, session, found.layers, progress, parallel)
-    _check_chain(store, brought)
+    brought = _bring_layers(store, session, found, progress, parallel)
+    with _told(f"{found.place}: "):
+        _check_chain(store, brought)
+    if not found.config and not any(layer.entries for layer in brought):
+        raise Refused(f"{found.place}: no image in it: the archive is empty")
     manifest, config = _documents(found, brought)
     document = oci.parse_manifest(manifest, found.media_type)
     image = document.digest
     blobs = [image, document.config.digest]
     documents = {image: manifest, document.config.digest: config}
-    if found.index:
-        blobs.append(digests.of(found.index))
-        documents[blobs[-1]] = found.index
+    for index in (found.index, *found.nested):
+        if index:
+            blobs.append(digests.of(index))
+            documents[blobs[-1]] = index
     write_blobs(store.layout, session, documents, durable=store.durable)
     for other in found.others:
         blobs.append(_keep_other(store, session, other, progress))
@@ -67,8 +72,9 @@ def import_found(
             db, document.config.digest, len(config), document.config.media_type, kept=True,
             source=origin,
         )  # fmt: skip
-        if found.index:
-            add_blob(db, digests.of(found.index), len(found.index), oci.OCI_INDEX, kept=True)
+        for index in (found.index, *found.nested):
+            if index:
+                add_blob(db, digests.of(index), len(index), oci.OCI_INDEX, kept=True, source=origin)
         for other in found.others:
             assert other.digest is not None
             add_blob(db, other.digest, other.size or 0, other.media_type, kept=True)
@@ -77,6 +83,8 @@ def import_found(
             [layer.diff_id for layer in brought], blobs, content,
             artifact=not document.is_image,
         )  # fmt: skip
+        if found.whole:
+            add_member(db, digests.of(found.index), image)
         for name in names:
             set_name(db, name, image, index_digest)
         # A name given is a promise: what it stands for must have been whole in this transaction.
@@ -84,13 +92,33 @@ def import_found(
     return image
 
 
+def check_platform(found: Found, wanted: str) -> None:
+    """An image that was not chosen from an index must be of the platform asked for.
+
+    Raises:
+        NotFound: it is of another.
+    """
+    found.platform = wanted
+    if found.index or not found.config:
+        return
+    there = oci.platform_of(oci.loads(found.config, "the configuration"))
+    if (
+        there
+        and not f"{there}/".startswith(f"{wanted}/")
+        and not f"{wanted}/".startswith(f"{there}/")
+    ):
+        raise NotFound(f"{found.place}: the image there is for {there}, not {wanted}")
+
+
 def _bring_layers(
     store: Store,
     session: Session,
-    layers: list[LayerSource],
+    found: Found,
     progress: Progress | None,
     parallel: int,
 ) -> list[Brought]:
+    layers = found.layers
+
     def one(numbered: tuple[int, LayerSource]) -> Brought:
         number, layer = numbered
         what = layer.digest or layer.diff_id or f"layer {number + 1}"
@@ -101,7 +129,9 @@ def _bring_layers(
             def tell(done: int) -> None:
                 shown(what, done, layer.size or 0)
 
-        return store.layers.bring(session, layer, tell)
+        which = f"layer {number + 1} of {len(layers)}: " if len(layers) > 1 else ""
+        with _told(f"{found.place}: {which}"):
+            return store.layers.bring(session, layer, tell)
 
     if parallel < 2 or len(layers) < 2:
         return [one(item) for item in enumerate(layers)]
@@ -114,6 +144,15 @@ def _bring_layers(
             for future in futures:
                 future.cancel()
             raise
+
+
+@contextlib.contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Whoever refuses a layer does not know where it came from."""
+    try:
+        yield
+    except Refused as error:
+        raise Refused(f"{where}{error}", error.hint) from None
 
 
 def _check_chain(store: Store, brought: list[Brought]) -> None:
@@ -129,8 +168,12 @@ def _documents(found: Found, brought: list[Brought]) -> tuple[bytes, bytes]:
     diff_ids = [layer.diff_id for layer in brought]
     config = found.config
     if not config:
-        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        config = oci.dumps(oci.new_config(diff_ids, now, created_by=found.created_by))
+        # No time of ours: the same tree is the same image.
+        newest = max((layer.newest for layer in brought), default=0)
+        when = oci.time_text(newest)
+        platform = found.platform or oci.host_platform()
+        document = oci.new_config(diff_ids, when, platform, created_by=found.created_by)
+        config = oci.dumps(document)
     else:
         document = oci.loads(config, "the configuration")
         if "rootfs" not in document:

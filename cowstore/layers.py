@@ -74,13 +74,15 @@ class Policy:
 class Brought:
     """A layer that is in the store now.
 
-    ``archive_size`` is of the archive, in bytes. ``links`` as in ``Ingested``; empty for a layer
-    that was there.
+    ``archive_size`` is of the archive, in bytes, ``newest`` the newest time in it, in seconds since
+    1970. ``links`` as in ``Ingested``; empty for a layer that was there.
     """
 
     diff_id: str
     new: bool
     archive_size: int
+    entries: int
+    newest: int
     links: tuple[tuple[bytes, bytes], ...] = ()
 
 
@@ -106,10 +108,10 @@ class Layers:
         with layer_lock(self.layout, source.diff_id):
             if self.database.lease_layer(session.name, source.diff_id):
                 self._note_blob(source)
-                (size,) = self.database.rows(
-                    "SELECT size FROM layers WHERE diff_id=?", source.diff_id
-                )[0]
-                return Brought(source.diff_id, False, size)
+                with self.manifest(source.diff_id) as opened:
+                    facts = opened.facts
+                # Only a layer of unknown diff id needs its newest time, and that was read.
+                return Brought(source.diff_id, False, facts.size, facts.entries, 0)
             return self._take(session, source, progress, locked=True)
 
     def _note_blob(self, source: LayerSource) -> None:
@@ -137,7 +139,7 @@ class Layers:
                 self._settle(session, stager, made, source, None, locked)
             finally:
                 stager.close()
-            return Brought(made.diff_id, True, made.size)
+            return _brought(made)
         copy = source.spool or session.place(f"blob.{os.urandom(4).hex()}")
         fd = -1
         # Without a digest nothing will ever ask for the compressed form.
@@ -162,7 +164,7 @@ class Layers:
             if fd >= 0:
                 os.close(fd)
                 _unlink(copy)
-        return Brought(taken.diff_id, True, taken.size, tuple(taken.links))
+        return _brought(taken)
 
     def _settle(
         self,
@@ -248,6 +250,12 @@ class Layers:
         """
         with self.manifest(diff_id) as opened:
             yield from archive_of(self.layout, opened)
+
+
+def _brought(taken: Ingested) -> Brought:
+    newest = max((entry.mtime for entry in taken.entries), default=0)
+    links = tuple(taken.links)
+    return Brought(taken.diff_id, True, taken.size, len(taken.entries), newest, links)
 
 
 def _unlink(path: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cowstore import digest as digests
-from cowstore.errors import Damaged, NotFound, Refused
+from cowstore.errors import Damaged, NotFound, Refused, StoreError
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
@@ -55,7 +55,10 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class ManifestDoc:
-    """A manifest as parsed. ``is_image``: its configuration is one of an image, its layers tars."""
+    """A manifest as parsed. ``is_image``: its configuration is one of an image, its layers tars.
+
+    (Attestations of builds have an image's configuration over layers that are JSON.)
+    """
 
     digest: str
     media_type: str
@@ -66,7 +69,9 @@ class ManifestDoc:
 
     @property
     def is_image(self) -> bool:
-        return self.config.media_type in (OCI_CONFIG, DOCKER_CONFIG)
+        return self.config.media_type in (OCI_CONFIG, DOCKER_CONFIG) and not any(
+            layer.media_type and ".tar" not in layer.media_type for layer in self.layers
+        )
 
 
 def loads(data: bytes, what: str) -> dict[str, Any]:
@@ -209,18 +214,47 @@ def choose(entries: tuple[Descriptor, ...], wanted: str) -> Descriptor:
     plain = [entry for entry in entries if not entry.platform and entry.media_type in MANIFESTS]
     if len(plain) == 1:
         return plain[0]
-    there = ", ".join(sorted({_named(entry) for entry in entries if entry.platform}))
+    there = ", ".join(sorted({platform_name(entry) for entry in entries if entry.platform}))
     raise NotFound(f"the index has no image for {wanted}", f"--platform: {there}" if there else "")
 
 
-def _named(entry: Descriptor) -> str:
+def platform_name(entry: Descriptor) -> str:
+    """``OS/ARCH[/VARIANT]`` of an index's entry; the start of its digest if it tells none."""
     parts = (entry.platform.get(key) for key in ("os", "architecture", "variant"))
+    return "/".join(str(part) for part in parts if part) or entry.digest[7:19]
+
+
+def check_platform(text: str) -> str:
+    """A platform as an option names it.
+
+    Raises:
+        StoreError: not ``OS/ARCH[/VARIANT]``.
+    """
+    parts = text.split("/")
+    if len(parts) not in (2, 3) or not all(p.isascii() and p.isalnum() for p in parts):
+        raise StoreError(f"--platform {text}: not a platform", "OS/ARCH[/VARIANT]: linux/arm64")
+    return text
+
+
+def platform_of(config: dict[str, Any]) -> str:
+    """``OS/ARCH[/VARIANT]`` of an image's configuration; empty if it does not tell."""
+    parts = (config.get(key) for key in ("os", "architecture", "variant"))
     return "/".join(str(part) for part in parts if part)
 
 
-def new_config(diff_id_list: list[str], created: str, *, created_by: str) -> dict[str, Any]:
+def time_text(seconds: int) -> str:
+    """A time as configurations write it (RFC 3339, UTC); outside of 1970 to 9999 the nearest."""
+    import datetime
+
+    when = datetime.datetime.fromtimestamp(min(max(seconds, 0), 253402300799), datetime.UTC)
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def new_config(
+    diff_id_list: list[str], created: str, platform: str, *, created_by: str
+) -> dict[str, Any]:
     """The configuration of an image made from a tree."""
-    os_name, _, rest = host_platform().partition("/")
+    os_name, _, rest = platform.partition("/")
     arch, _, variant = rest.partition("/")
     config: dict[str, Any] = {"created": created, "architecture": arch}
     if variant:

@@ -16,9 +16,13 @@ from cowstore.types import ImageRef
 TRANSPORTS: Final = ("oci", "oci-archive", "docker-archive", "docker", "rootfs", "dir", "host")
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*")
-_HOST = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:\[\]-]*")
+#: Of a whole name without its tag, as registries bound it (distribution-spec).
+_LONGEST = 255
+#: What a name for an image is, for hints.
+_GRAMMAR = "[REGISTRY/]NAME[:TAG], the name in lower case: letters, digits, and . _ - between them"
 
 
 def parse_ref(text: str) -> ImageRef:
@@ -53,19 +57,40 @@ def _registry_ref(rest: str, text: str) -> ImageRef:
     rest, at, digest = rest.partition("@")
     if at and not is_digest(digest):
         raise StoreError(f"{text}: {digest!r} is not a sha256 digest", hint)
-    host, slash, path = rest.partition("/")
-    if not slash or not ("." in host or ":" in host or host == "localhost"):
-        host, path = "docker.io", rest
+    host, path = _split_host(rest)
     path, colon, tag = path.partition(":")
-    if host == "docker.io" and "/" not in path:
+    if host in ("", "docker.io") and "/" not in path:
         path = f"library/{path}"
-    if not _HOST.fullmatch(host) or not _REPOSITORY.fullmatch(path):
-        raise StoreError(f"{text}: not a registry and a name", hint)
-    if colon and not _TAG.fullmatch(tag):
-        raise StoreError(f"{text}: {tag!r} is not a tag", hint)
+    host = host or "docker.io"
+    if problem := _wrong(host, path, tag if colon else None):
+        raise StoreError(f"{text}: {problem}", hint)
     if not tag and not digest:
         tag = "latest"
     return ImageRef("docker", f"{host}/{path}", tag, digest)
+
+
+def check_registry(text: str) -> str:
+    """``HOST[:PORT]`` of a registry, as credentials are kept for it.
+
+    Raises:
+        StoreError: not one.
+    """
+    host = text.removeprefix("docker://").removeprefix("https://").rstrip("/")
+    if not _HOST.fullmatch(host):
+        raise StoreError(f"{text}: not a registry", "HOST[:PORT]")
+    return host
+
+
+def check_mirror(text: str) -> str:
+    """``HOST[:PORT][/PREFIX]`` of a mirror.
+
+    Raises:
+        StoreError: not one.
+    """
+    host, slash, prefix = text.rstrip("/").partition("/")
+    if not _HOST.fullmatch(host) or (slash and not _REPOSITORY.fullmatch(prefix)):
+        raise StoreError(f"--mirror {text}: not a registry", "HOST[:PORT][/PREFIX]")
+    return text.rstrip("/")
 
 
 def format_ref(ref: ImageRef) -> str:
@@ -77,18 +102,42 @@ def format_ref(ref: ImageRef) -> str:
     return f"{ref.transport}:{ref.place}" + (f":{ref.tag}" if ref.tag else "")
 
 
+def _split_host(text: str) -> tuple[str, str]:
+    """(registry, the rest); the first part is one if it has a dot or a port, or is localhost."""
+    host, slash, path = text.partition("/")
+    if slash and ("." in host or ":" in host or host == "localhost"):
+        return host, path
+    return "", text
+
+
+def _wrong(host: str, path: str, tag: str | None) -> str:
+    """What of a name breaks the grammar; empty: nothing."""
+    if host and not _HOST.fullmatch(host):
+        return f"{host!r} is not a registry"
+    if not path:
+        return "there is no name"
+    if path != path.lower():
+        return f"the name {path!r} has upper-case letters"
+    if not _REPOSITORY.fullmatch(path):
+        return f"{path!r} is not a name for an image"
+    if tag is not None and not _TAG.fullmatch(tag):
+        return f"{tag!r} is not a tag"
+    if len(host) + 1 + len(path) > _LONGEST:
+        return f"the name is longer than {_LONGEST} characters"
+    return ""
+
+
 def local_name(text: str) -> str:
     """A name as the store keeps it: with a tag, ``latest`` if none is given.
 
     Raises:
-        StoreError: not a name.
+        StoreError: not a name by the grammar of the distribution-spec.
     """
-    last = text.rpartition("/")[2]
-    name = text if ":" in last else f"{text}:latest"
-    tag = name.rpartition(":")[2]
-    if not _NAME.fullmatch(name) or not _TAG.fullmatch(tag) or "//" in name:
-        raise StoreError(f"{text!r}: not a name for an image", "for example debian:12")
-    return name
+    host, rest = _split_host(text)
+    path, colon, tag = rest.partition(":")
+    if problem := _wrong(host, path, tag if colon else None):
+        raise StoreError(f"{text}: {problem}", _GRAMMAR)
+    return text if colon else f"{text}:latest"
 
 
 def name_for(ref: ImageRef) -> str | None:
@@ -99,6 +148,6 @@ def name_for(ref: ImageRef) -> str | None:
         base = ref.place.rstrip("/").rpartition("/")[2]
         for suffix in (".gz", ".zst", ".xz", ".bz2", ".tgz", ".tar"):
             base = base.removesuffix(suffix)
-        clean = re.sub(r"[^a-z0-9._-]+", "-", base.lower()).strip("-._")
-        return f"{clean or 'rootfs'}:latest"
+        clean = "-".join(re.findall(r"[a-z0-9]+(?:[._][a-z0-9]+)*", base.lower()))
+        return f"{clean[:128] or 'rootfs'}:latest"
     return "host:latest" if ref.transport == "host" else None

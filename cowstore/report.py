@@ -35,7 +35,7 @@ def inspect(store: Store, name: str) -> dict[str, Any]:
         image = store.resolve(name)
     except NotFound:
         try:
-            return _inspect_snapshot(store.snapshot(name))
+            return snapshot_data(store.snapshot(name))
         except NotFound:
             return _inspect_layer(store, name)
     manifest = oci.loads(store.blob(image.id), "the manifest")
@@ -51,7 +51,8 @@ def inspect(store: Store, name: str) -> dict[str, Any]:
     }
 
 
-def _inspect_snapshot(snapshot: Snapshot) -> dict[str, Any]:
+def snapshot_data(snapshot: Snapshot) -> dict[str, Any]:
+    """A snapshot for scripts."""
     return {
         "id": snapshot.id,
         "image": snapshot.image,
@@ -59,6 +60,7 @@ def _inspect_snapshot(snapshot: Snapshot) -> dict[str, Any]:
         "upper": str(snapshot.upper),
         "work": str(snapshot.work),
         "lowers": snapshot.lowers.places,
+        "view": snapshot.lowers.view,
         "options": list(snapshot.options),
         "created_at": snapshot.created_at,
     }
@@ -163,6 +165,7 @@ def usage(store: Store) -> dict[str, Any]:
             {
                 "name": (image.names or (image.short_id,))[0],
                 "id": image.id,
+                "size": image.size,
                 "content": total,
                 "shared": total - unique,
                 "unique": unique,

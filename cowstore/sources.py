@@ -34,8 +34,12 @@ class Found:
         layers: the lowest first.
         others: blobs that are no layers: of artifacts.
         index: the index it was chosen from, if any.
+        whole: all images of the index come in.
+        nested: further indexes on the way to it.
         names: what the source calls it.
+        place: the source in words, for errors.
         created_by: for the history of a configuration that is made.
+        platform: of a configuration that is made; empty: this machine's.
         origin: as of ``LayerSource``, for the documents.
     """
 
@@ -45,8 +49,12 @@ class Found:
     layers: list[LayerSource] = field(default_factory=list)
     others: list[LayerSource] = field(default_factory=list)
     index: bytes = b""
+    whole: bool = False
+    nested: tuple[bytes, ...] = ()
     names: list[str] = field(default_factory=list)
+    place: str = ""
     created_by: str = ""
+    platform: str = ""
     origin: str = ""
 
 
@@ -199,8 +207,12 @@ def _layer_opener(place: Place, digest: str) -> Callable[[], Iterator[bytes]]:
     return lambda: place.stream(_blob_name(digest))
 
 
-def from_layout(place: Place, tag: str, platform: str | None) -> list[Found]:
+def from_layout(
+    place: Place, tag: str, platform: str | None, *, everything: bool = False
+) -> list[Found]:
     """The image with a tag of an OCI layout; the only one if no tag is given.
+
+    ``everything``: with all other images of its index behind it.
 
     Raises:
         NotFound: no such tag, or several images and no tag.
@@ -228,9 +240,17 @@ def from_layout(place: Place, tag: str, platform: str | None) -> list[Found]:
         raise NotFound(what, f"give a tag: {', '.join(tags)}" if tags else "")
     entry = chosen[0]
     name = entry.annotations.get(oci.REF_NAME, "")
-    found = from_descriptor(place, entry, platform)
-    found.names = [name] if name else []
-    return [found]
+
+    def fetch(wanted: oci.Descriptor) -> tuple[bytes, str]:
+        return _document(place, wanted), wanted.media_type
+
+    found = choose_images(fetch, entry, platform, everything=everything)
+    for item in found:
+        document = oci.parse_manifest(item.manifest, item.media_type)
+        item.config = _document(place, document.config, config=True)
+        fill_layers(item, document, lambda digest: _layer_opener(place, digest), "")
+    found[0].names = [name] if name else []
+    return found
 
 
 def _document(place: Place, entry: oci.Descriptor, *, config: bool = False) -> bytes:
@@ -241,23 +261,67 @@ def _document(place: Place, entry: oci.Descriptor, *, config: bool = False) -> b
     return data
 
 
-def from_descriptor(place: Place, entry: oci.Descriptor, platform: str | None) -> Found:
-    """The image that a descriptor leads to, through an index if need be."""
+Fetch = Callable[[oci.Descriptor], tuple[bytes, str]]
+#: Images of one index; the largest in use have some thirty, and as many attestations.
+_MOST = 1024
+
+
+def choose_images(
+    fetch: Fetch, entry: oci.Descriptor, platform: str | None, *, everything: bool = False
+) -> list[Found]:
+    """The image that a descriptor leads to, through indexes if need be; no configuration yet.
+
+    Args:
+        fetch: gives a document and its media type.
+        everything: with all other images of the index behind it.
+
+    Raises:
+        NotFound: none for the platform.
+        Refused: an index in an index in an index …
+    """
     index = b""
-    data = _document(place, entry)
+    top, media_type = fetch(entry)
+    data = top
     for _ in range(4):
-        kind = oci.loads(data, "the manifest").get("mediaType") or entry.media_type
-        if kind not in oci.INDEXES and "manifests" not in oci.loads(data, "the manifest"):
+        if not _is_index(data, media_type):
             break
-        index = index or data
-        entry = oci.choose(oci.parse_index(data), platform or oci.host_platform())
-        data = _document(place, entry)
-    found = described(data, entry.media_type)
-    found.index = index
-    document = oci.parse_manifest(data, entry.media_type)
-    found.config = _document(place, document.config, config=True)
-    fill_layers(found, document, lambda digest: _layer_opener(place, digest), "")
-    return found
+        index = top
+        try:
+            entry = oci.choose(oci.parse_index(data), platform or oci.host_platform())
+        except NotFound:
+            if not everything or platform:
+                raise
+            entry = oci.parse_index(data)[0]  # none for this machine: any is as good
+        data, media_type = fetch(entry)
+    chosen = described(data, media_type)
+    chosen.index = index
+    if not everything or not index:
+        return [chosen]
+    nested: list[bytes] = []
+    found = {digests.of(chosen.manifest): chosen}
+    for other in _all_of(fetch, top, nested, 4):
+        found.setdefault(digests.of(other.manifest), other)
+    for item in found.values():
+        item.index, item.whole, item.nested = index, True, tuple(nested)
+    return list(found.values())
+
+
+def _is_index(data: bytes, media_type: str) -> bool:
+    document = oci.loads(data, "the manifest")
+    return (document.get("mediaType") or media_type) in oci.INDEXES or "manifests" in document
+
+
+def _all_of(fetch: Fetch, index: bytes, nested: list[bytes], depth: int) -> Iterator[Found]:
+    entries = oci.parse_index(index)
+    if not depth or len(entries) > _MOST:
+        raise Refused("an index of more images, or more deeply nested, than any in use")
+    for entry in entries:
+        data, media_type = fetch(entry)
+        if _is_index(data, media_type):
+            nested.append(data)
+            yield from _all_of(fetch, data, nested, depth - 1)
+        else:
+            yield described(data, media_type)
 
 
 def described(data: bytes, media_type: str) -> Found:
@@ -383,16 +447,20 @@ def _v1_image(place: ArchivePlace, top: str, name: str) -> Found:
     return Found(config=oci.dumps(kept), layers=chain[::-1], names=[name])
 
 
-def open_source(ref: ImageRef, stack: ExitStack, platform: str | None = None) -> list[Found]:
-    """What is at a place that is no registry.
+def open_source(
+    ref: ImageRef, stack: ExitStack, platform: str | None = None, *, everything: bool = False
+) -> list[Found]:
+    """What is at a place that is no registry; the image asked for first.
 
     Raises:
         StoreError: nothing is there, or it cannot be read.
     """
     if ref.transport == "oci":
-        return from_layout(DirectoryPlace(ref.place, stack), ref.tag, platform)
+        place = DirectoryPlace(ref.place, stack)
+        return from_layout(place, ref.tag, platform, everything=everything)
     if ref.transport == "oci-archive":
-        return from_layout(ArchivePlace(ref.place, stack), ref.tag, platform)
+        archive = ArchivePlace(ref.place, stack)
+        return from_layout(archive, ref.tag, platform, everything=everything)
     if ref.transport == "docker-archive":
         return from_docker_archive(ArchivePlace(ref.place, stack), ref.tag)
     if ref.transport == "rootfs":
@@ -400,7 +468,8 @@ def open_source(ref: ImageRef, stack: ExitStack, platform: str | None = None) ->
 
         fd = open_any(ref.place, stack)
         layer = LayerSource(lambda: read_chunks(fd))
-        return [Found(layers=[layer], created_by=f"cowstore import {os.path.basename(ref.place)}")]
+        # Without the file's name: the same archive is the same image, whatever it is called.
+        return [Found(layers=[layer], created_by="cowstore import rootfs")]
     from cowstore.treesource import tree_source
 
     return [tree_source(ref, stack)]

@@ -240,6 +240,7 @@ class Store:
         name: str | None = None,
         *,
         platform: str | None = None,
+        all_platforms: bool = False,
         progress: Progress | None = None,
         **options: Any,
     ) -> Image:
@@ -249,29 +250,40 @@ class Store:
             source: where it is; see ``ImageRef``.
             name: what it is called here; None: as the source calls it.
             platform: ``OS/ARCH[/VARIANT]`` to choose from an index; None: this machine's.
+            all_platforms: bring the other images of the index in too; the name keeps them.
             options: of ``pull``, where the source is a registry.
 
         Raises:
             StoreError: see ``cowstore.errors``; nothing of the image is there then.
         """
         ref = ImageRef.parse(source) if isinstance(source, str) else source
+        if platform is not None:
+            from cowstore.oci import check_platform as check_text
+
+            check_text(platform)
         if ref.transport == "docker":
-            return self.pull(ref, name, platform=platform, progress=progress, **options)
+            return self.pull(
+                ref, name, platform=platform, all_platforms=all_platforms, progress=progress,
+                **options,
+            )  # fmt: skip
         from contextlib import ExitStack
 
-        from cowstore.importer import import_found
+        from cowstore.importer import check_platform, import_found
         from cowstore.reference import local_name, name_for
         from cowstore.sources import open_source
 
         with ExitStack() as stack, self.session() as session:
-            found = open_source(ref, stack, platform)
+            found = open_source(ref, stack, platform, everything=all_platforms)
             first = ""
             for item in found:
                 names = [local_name(n) for n in item.names if _is_name(n)]
                 if name is not None:
                     names = [local_name(name)] if not first else []
-                elif not names and (fallback := name_for(ref)):
+                elif not names and not first and (fallback := name_for(ref)):
                     names = [fallback]
+                item.place = item.place or ref.place
+                if platform is not None:
+                    check_platform(item, platform)
                 image = import_found(self, session, item, names, progress)
                 first = first or image
         return self.made_ready(first)
@@ -289,6 +301,7 @@ class Store:
         name: str | None = None,
         *,
         platform: str | None = None,
+        all_platforms: bool = False,
         progress: Progress | None = None,
         **options: Any,
     ) -> Image:
@@ -296,7 +309,10 @@ class Store:
         from cowstore.registry.transfer import pull
 
         parsed = ImageRef.parse(ref) if isinstance(ref, str) else ref
-        return pull(self, parsed, name, platform=platform, progress=progress, **options)
+        return pull(
+            self, parsed, name, platform=platform, all_platforms=all_platforms, progress=progress,
+            **options,
+        )  # fmt: skip
 
     def push(
         self,
@@ -306,11 +322,14 @@ class Store:
         progress: Progress | None = None,
         **options: Any,
     ) -> str:
-        """Send an image to a registry; the digest it has there."""
+        """Send an image to a registry; the digest it has there.
+
+        ``options``: see ``cowstore.registry.transfer.push``.
+        """
         from cowstore.registry.transfer import push
 
         parsed = ImageRef.parse(ref) if isinstance(ref, str) else ref
-        return push(self, self.resolve(name), parsed, progress=progress, **options)
+        return push(self, name, parsed, progress=progress, **options)
 
     def export_image(
         self,
@@ -318,13 +337,41 @@ class Store:
         target: str | ImageRef,
         *,
         compression: str | None = None,
+        all_platforms: bool = False,
         progress: Progress | None = None,
     ) -> str:
-        """Write an image somewhere; the digest of the manifest written (empty for a rootfs)."""
-        from cowstore.exporter import export
+        """Write an image somewhere; the digest of the manifest written (empty for a rootfs).
+
+        ``all_platforms``: write the index that the name stands for, with all its images.
+        """
+        from cowstore.exporter import export, export_index
 
         parsed = ImageRef.parse(target) if isinstance(target, str) else target
+        if all_platforms:
+            return export_index(self, name, parsed, compression=compression, progress=progress)
         return export(self, self.resolve(name), parsed, compression=compression, progress=progress)
+
+    def index_of(self, name: str) -> str:
+        """Digest of the index from which the image of a name came.
+
+        Raises:
+            NotFound: no such name, or it came as a single image.
+        """
+        if found := self._index_digest(name):
+            return found
+        self.resolve(name)
+        raise NotFound(
+            f"{name} stands for a single image, not for an index",
+            "cowstore import --all-platforms brings an index in whole",
+        )
+
+    def _index_digest(self, name: str) -> str:
+        for store in self.holders():
+            for candidate in candidates(name):
+                row = store.database.row("SELECT index_digest FROM names WHERE name=?", candidate)
+                if row is not None:
+                    return row[0] or ""
+        return ""
 
     # -- names ------------------------------------------------------------------------------
 
@@ -335,10 +382,11 @@ class Store:
 
         image = self.resolve(name)
         target = local_name(new)
+        index = self._index_digest(name) or None
         with self.database.write() as db:
             if not db.execute("SELECT 1 FROM images WHERE id=?", (image.id,)).fetchone():
                 raise StoreError(f"{name} is in a store that is only read", "import it first")
-            set_name(db, target, image.id, None)
+            set_name(db, target, image.id, index)
 
     def remove(self, name: str, *, force: bool = False) -> list[str]:
         """Take a name away, or by its id an image with all its names; what went, in words."""

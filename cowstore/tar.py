@@ -194,19 +194,32 @@ class TarReader:
         self.source = source
         self._raw: list[bytes] = []
         self._padding = 0
+        self._name = b""
+        self._whole = True
 
     def __iter__(self) -> Iterator[Member]:
         while True:
-            member = self._next()
+            self._whole = False
+            try:
+                member = self._next()
+            except Refused as error:
+                raise Refused(f"{self._where()}{error}", error.hint) from None
+            self._whole = True
             if member is None:
                 return
             yield member
+
+    def _where(self) -> str:
+        """The member that is at fault: by its name if that was read, else by the one before."""
+        if not self._name:
+            return ""
+        return f"{_show(self._name)}: " if self._whole else f"after {_show(self._name)}: "
 
     def payload(self, count: int) -> bytes:
         """Payload of the last member, all of it."""
         data = self.source.take(count)
         if len(data) < count:
-            raise Refused("the archive ends inside a file")
+            raise Refused(f"{_show(self._name)}: the archive ends inside this file")
         return data
 
     def pieces(self, count: int) -> Iterator[bytes]:
@@ -214,7 +227,7 @@ class TarReader:
         while count:
             data = self.source.some(count)
             if not data:
-                raise Refused("the archive ends inside a file")
+                raise Refused(f"{_show(self._name)}: the archive ends inside this file")
             count -= len(data)
             yield data
 
@@ -293,17 +306,17 @@ class TarReader:
         posix = fields[9][:6] == b"ustar\0"
         if posix and not long_name and (prefix := _text(fields[14])):
             name = prefix + b"/" + name
+        values = dict(pax)
+        name = values.get(b"path", name)
+        self._name, self._whole = name, True
         kind = _KINDS.get(flag)
         if kind is None:
-            raise Refused(f"{_show(name)}: a tar member of unknown type {flag!r}")
+            raise Refused(f"a tar member of unknown type {flag!r}")
         size, mtime = number(fields[4]), (number(fields[5]), 0)
         uid, gid = number(fields[2]), number(fields[3])
-        values = dict(pax)
         xattrs = []
         for key, value in values.items():
-            if key == b"path":
-                name = value
-            elif key == b"linkpath":
+            if key == b"linkpath":
                 target = value
             elif key == b"size":
                 size = _decimal(value, "size")
@@ -320,7 +333,7 @@ class TarReader:
         if kind != stat.S_IFREG:
             size = 0
         if size < 0:
-            raise Refused(f"{_show(name)}: a negative size")
+            raise Refused("a negative size")
         payload = size
         sparse: tuple[tuple[int, int], ...] | None = None
         if flag == b"S":
@@ -334,7 +347,7 @@ class TarReader:
             size = _decimal(real, "size")
             payload -= used
         if sparse is not None:
-            sparse = _checked_map(sparse, size, payload, name)
+            sparse = _checked_map(sparse, size, payload)
         self._padding = -payload % BLOCK
         raw = b"".join(self._raw)
         self._raw = []
@@ -405,17 +418,17 @@ def _pairs(numbers: list[int]) -> tuple[tuple[int, int], ...]:
 
 
 def _checked_map(
-    sparse: tuple[tuple[int, int], ...], size: int, payload: int, name: bytes
+    sparse: tuple[tuple[int, int], ...], size: int, payload: int
 ) -> tuple[tuple[int, int], ...]:
     """The map without its empty pieces, if it fits the file and its payload."""
     end = total = 0
     for offset, length in sparse:
         if offset < end or offset + length > size:
-            raise Refused(f"{_show(name)}: a sparse file's map does not fit its size")
+            raise Refused("a sparse file's map does not fit its size")
         end = offset + length
         total += length
     if total != payload:
-        raise Refused(f"{_show(name)}: a sparse file's map does not fit its data")
+        raise Refused("a sparse file's map does not fit its data")
     # A file that is one hole still needs a map, to be told from one without holes.
     return tuple(extent for extent in sparse if extent[1]) or ((size, 0),)
 

@@ -42,7 +42,7 @@ def tree_source(ref: ImageRef, stack: ExitStack) -> Found:
     if ref.transport == "host":
         hidden = frozenset(_identities(_host_hidden()))
     layer = LayerSource(members=lambda: members_of(top, hidden))
-    return Found(layers=[layer], created_by=f"cowstore import {ref.transport}:{ref.place}")
+    return Found(layers=[layer], created_by=f"cowstore import {ref.transport}")
 
 
 def _host_hidden() -> list[str]:

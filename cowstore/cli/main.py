@@ -34,6 +34,8 @@ COMMANDS: Final[dict[str, Command]] = {
     "import": Command("transfer", "bring an image in", ("pull", "load")),
     "export": Command("transfer", "write an image somewhere"),
     "push": Command("transfer", "send an image to a registry"),
+    "login": Command("login", "keep credentials for a registry"),
+    "logout": Command("login", "forget credentials for a registry"),
     "images": Command("show", "list images"),
     "layers": Command("show", "list layers"),
     "inspect": Command("show", "everything about an image, a layer or a snapshot, as JSON"),
@@ -167,7 +169,12 @@ def find_command(word: str) -> tuple[str, Command]:
     for name, command in COMMANDS.items():
         if word == name or word in command.aliases:
             return name, command
-    raise UserError(f"no such command: {word}", "cowstore --help")
+    from difflib import get_close_matches
+
+    words = [name for name, command in COMMANDS.items() for name in (name, *command.aliases)]
+    near = get_close_matches(word, words, 1)
+    hint = f"did you mean {near[0]}?" if near else "cowstore --help"
+    raise UserError(f"no such command: {word}", hint)
 
 
 def run(words: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import Any
 
-from cowstore.types import Progress
+from cowstore.types import Image, Progress
 
 
 def size(count: float) -> str:
@@ -44,6 +44,15 @@ def dump(value: Any) -> None:
     """JSON for scripts."""
     json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=_plain)
     sys.stdout.write("\n")
+
+
+def tell_image(arguments: Any, image: Image) -> None:
+    """An image that was just made, for people or for scripts."""
+    if getattr(arguments, "json", False):
+        dump({"id": image.id, "names": image.names, "layers": image.layers})
+    else:
+        names = () if getattr(arguments, "quiet", False) else image.names
+        sys.stdout.write(" ".join((image.id, *names)) + "\n")
 
 
 def _plain(value: Any) -> Any:

@@ -60,7 +60,7 @@ def _layers(arguments: argparse.Namespace) -> int:
         (layer.diff_id[7:19], str(layer.entries), size(layer.content), str(users[layer.diff_id]))
         for layer in layers
     ]
-    table(("LAYER", "FILES", "CONTENT", "IMAGES"), rows)
+    table(("LAYER", "FILES", "SIZE", "IMAGES"), rows)
     return 0
 
 
@@ -89,7 +89,7 @@ def _history(arguments: argparse.Namespace) -> int:
         )
         for line in lines
     ]
-    table(("LAYER", "CONTENT", "CREATED", "BY"), rows)
+    table(("LAYER", "SIZE", "CREATED", "BY"), rows)
     return 0
 
 
@@ -125,10 +125,11 @@ def _df(arguments: argparse.Namespace) -> int:
         dump(found)
         return 0
     rows = [
-        (image["name"], size(image["content"]), size(image["shared"]), size(image["unique"]))
+        (image["name"], *(size(image[key]) for key in ("size", "content", "shared", "unique")))
         for image in found["images"]
     ]
-    table(("IMAGE", "CONTENT", "SHARED", "UNIQUE"), rows)
+    # SIZE as of ``images``; what is twice in an image is stored once.
+    table(("IMAGE", "SIZE", "STORED", "SHARED", "UNIQUE"), rows)
     sys.stdout.write("\n")
     table(
         ("ON DISK", "FILES", "SIZE"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cowstore.cli.main import is_quiet, open_store, wants_json
+from cowstore.cli.main import open_store, wants_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,20 +58,6 @@ def _commit_parser(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _as_json(snapshot: Snapshot) -> dict[str, Any]:
-    return {
-        "id": snapshot.id,
-        "image": snapshot.image,
-        "parent": snapshot.parent,
-        "upper": str(snapshot.upper),
-        "work": str(snapshot.work),
-        "lowers": snapshot.lowers.places,
-        "view": snapshot.lowers.view,
-        "options": list(snapshot.options),
-        "created_at": snapshot.created_at,
-    }
-
-
 def _snapshot(arguments: Any) -> int:
     with open_store(arguments) as store:
         if arguments.part == "create":
@@ -90,8 +76,9 @@ def _snapshot(arguments: Any) -> int:
 def _tell(arguments: Any, snapshot: Snapshot) -> int:
     if wants_json(arguments):
         from cowstore.cli.output import dump
+        from cowstore.report import snapshot_data
 
-        dump(_as_json(snapshot))
+        dump(snapshot_data(snapshot))
     else:
         sys.stdout.write(f"{snapshot.id}\n")
     return 0
@@ -101,7 +88,9 @@ def _list(arguments: Any, snapshots: list[Snapshot]) -> int:
     from cowstore.cli.output import age, dump, table
 
     if wants_json(arguments):
-        dump([_as_json(snapshot) for snapshot in snapshots])
+        from cowstore.report import snapshot_data
+
+        dump([snapshot_data(snapshot) for snapshot in snapshots])
     else:
         table(
             ("SNAPSHOT", "IMAGE", "PARENT", "CREATED"),
@@ -111,6 +100,7 @@ def _list(arguments: Any, snapshots: list[Snapshot]) -> int:
 
 
 def _commit(arguments: Any, store: Any) -> int:
+    from cowstore.cli.output import tell_image
     from cowstore.types import CommitOptions
 
     options = CommitOptions(
@@ -121,15 +111,7 @@ def _commit(arguments: Any, store: Any) -> int:
         cache_key=arguments.cache_key,
         created_by=arguments.created_by,
     )
-    image = store.commit(arguments.snapshot, arguments.name, options)
-    if wants_json(arguments):
-        from cowstore.cli.output import dump
-
-        dump({"id": image.id, "names": image.names, "layers": image.layers})
-    elif is_quiet(arguments):
-        sys.stdout.write(f"{image.id}\n")
-    else:
-        sys.stdout.write(f"{image.id} {' '.join(image.names)}\n")
+    tell_image(arguments, store.commit(arguments.snapshot, arguments.name, options))
     return 0
 
 

@@ -7,28 +7,52 @@ import sys
 from typing import Any
 
 from cowstore.cli.main import is_quiet, open_store, wants_json
-from cowstore.cli.output import dump, progress
+from cowstore.cli.output import dump, progress, tell_image
 from cowstore.errors import StoreError
+
+
+def number(low: int, high: int) -> Any:
+    """A type for options: a whole number from ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _platform(text: str) -> str:
+    from cowstore.oci import check_platform
+
+    return check_platform(text)
 
 
 def _import_parser(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "SRC: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME],"
-        " docker://REGISTRY/NAME[:TAG|@DIGEST], rootfs:FILE (a tar archive, compressed or not),"
-        " dir:PATH, host:/"
+        " docker://REGISTRY/NAME[:TAG|@DIGEST], rootfs:FILE (a tar archive, compressed or not;"
+        " - is standard input), dir:PATH, host:/"
     )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("name", metavar="NAME", nargs="?", help="what to call it here")
-    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="of an index")
     parser.add_argument(
-        "--blobs",
-        choices=("auto", "keep", "drop"),
-        default="auto",
-        help="keep compressed layers as they came; auto: not large ones that are mostly here",
-    )
+        "--platform", metavar="OS/ARCH[/VARIANT]", type=_platform,
+        help="which image of an index; of a tree, what it is for (default: this machine's)",
+    )  # fmt: skip
     parser.add_argument(
-        "--max-ratio", type=int, default=0, metavar="N", help="accept more than 200 times inflated"
-    )
+        "--all-platforms", action="store_true",
+        help="every image of an index; NAME keeps them all, with their compressed layers",
+    )  # fmt: skip
+    parser.add_argument(
+        "--blobs", choices=("auto", "keep", "drop"),
+        help="keep compressed layers as they came; auto (default): not large ones that are mostly"
+        " here; with --all-platforms: keep",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-ratio", type=number(1, 1_000_000), default=0, metavar="N",
+        help="accept more than 200 times inflated",
+    )  # fmt: skip
     _registry_options(parser)
 
 
@@ -42,17 +66,17 @@ def _registry_options(parser: argparse.ArgumentParser) -> None:
         "--mirror", action="append", default=[], metavar="HOST[/PREFIX]", help="ask there first"
     )
     group.add_argument(
-        "--jobs", type=int, default=4, metavar="N", help="blobs at a time (default: 4)"
+        "--jobs", type=number(1, 64), default=4, metavar="N", help="blobs at a time (default: 4)"
     )
 
 
 def _registry(arguments: argparse.Namespace) -> dict[str, Any]:
-    if not 1 <= arguments.jobs <= 64:
-        raise StoreError("--jobs: expected 1 to 64")
+    from cowstore.reference import check_mirror
+
     return {
         "insecure": arguments.insecure,
         "authfile": arguments.authfile,
-        "mirrors": tuple(arguments.mirror),
+        "mirrors": tuple(map(check_mirror, arguments.mirror)),
         "jobs": arguments.jobs,
     }
 
@@ -61,21 +85,20 @@ def _import(arguments: argparse.Namespace) -> int:
     from cowstore.types import ImageRef
 
     ref = ImageRef.parse(_with_transport(arguments.source))
-    options = _registry(arguments) if ref.transport == "docker" else {}
-    with open_store(arguments, blobs=arguments.blobs, ratio=arguments.max_ratio) as store:
+    options = _registry(arguments)
+    if ref.transport != "docker":
+        options = {}
+    blobs = arguments.blobs or ("keep" if arguments.all_platforms else "auto")
+    with open_store(arguments, blobs=blobs, ratio=arguments.max_ratio) as store:
         image = store.import_image(
             ref,
             arguments.name,
             platform=arguments.platform,
+            all_platforms=arguments.all_platforms,
             progress=progress(quiet=is_quiet(arguments)),
             **options,
         )
-    if wants_json(arguments):
-        dump({"id": image.id, "names": image.names, "layers": image.layers})
-    elif is_quiet(arguments):
-        sys.stdout.write(f"{image.id}\n")
-    else:
-        sys.stdout.write(f"{image.id} {' '.join(image.names)}\n")
+    tell_image(arguments, image)
     return 0
 
 
@@ -93,34 +116,61 @@ def _with_transport(text: str) -> str:
     )
 
 
-def _export_parser(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "DST: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME],"
-        " rootfs:FILE.tar[.gz|.zst]; FILE may be - for standard output"
-    )
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("target", metavar="DST")
+def _outgoing(parser: argparse.ArgumentParser) -> None:
+    """Options of what leaves the store."""
     parser.add_argument(
         "--compression", choices=("gzip", "zstd", "none"), help="of layers; default: as they came"
     )
+    parser.add_argument(
+        "--all-platforms", action="store_true",
+        help="the index that NAME stands for, with all its images, to the bit",
+    )  # fmt: skip
+
+
+def _export_parser(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "DST: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME],"
+        " rootfs:FILE.tar[.gz|.zst], docker://REGISTRY/NAME[:TAG]; FILE may be - for standard"
+        " output"
+    )
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("target", metavar="DST")
+    _outgoing(parser)
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    return _send(arguments, {})
+
+
+def _push_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("target", metavar="docker://REGISTRY/NAME[:TAG]")
+    _outgoing(parser)
+    _registry_options(parser)
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    if not arguments.target.startswith("docker:"):
+        arguments.target = _with_transport(arguments.target)
+    return _send(arguments, _registry(arguments))
+
+
+def _send(arguments: argparse.Namespace, registry: dict[str, Any]) -> int:
+    """Export or push, and tell the digest: of the manifest, or of the index."""
     with open_store(arguments) as store:
-        image = store.resolve(arguments.name)
-        digest = store.export_image(
+        whole = arguments.all_platforms
+        had = store.index_of(arguments.name) if whole else store.resolve(arguments.name).id
+        send = store.push if registry else store.export_image
+        digest = send(
             arguments.name,
             arguments.target,
             compression=arguments.compression,
+            all_platforms=whole,
             progress=progress(quiet=is_quiet(arguments)),
+            **registry,
         )
-    _tell_digest(arguments, image.id, digest)
-    return 0
-
-
-def _tell_digest(arguments: argparse.Namespace, had: str, digest: str) -> None:
     if arguments.target.endswith(":-") or not digest:
-        return
+        return 0
     if wants_json(arguments):
         dump({"digest": digest, "same": digest == had})
     elif not is_quiet(arguments):
@@ -129,28 +179,6 @@ def _tell_digest(arguments: argparse.Namespace, had: str, digest: str) -> None:
             sys.stderr.write(
                 "note: a layer was compressed anew, so the manifest's digest is another\n"
             )
-
-
-def _push_parser(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("target", metavar="docker://REGISTRY/NAME[:TAG]")
-    parser.add_argument(
-        "--compression", choices=("gzip", "zstd", "none"), help="of layers; default: as they came"
-    )
-    _registry_options(parser)
-
-
-def _push(arguments: argparse.Namespace) -> int:
-    with open_store(arguments) as store:
-        image = store.resolve(arguments.name)
-        digest = store.push(
-            arguments.name,
-            arguments.target,
-            compression=arguments.compression,
-            progress=progress(quiet=is_quiet(arguments)),
-            **_registry(arguments),
-        )
-    _tell_digest(arguments, image.id, digest)
     return 0
 
 

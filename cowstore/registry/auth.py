@@ -38,17 +38,26 @@ class Credentials:
         return "Basic " + base64.b64encode(text).decode("ascii")
 
 
-def _files(authfile: str | None) -> Iterator[str]:
-    if authfile is not None:
-        yield authfile
-        return
-    if given := os.environ.get("REGISTRY_AUTH_FILE"):
-        yield given
-        return
+def own_file(authfile: str | None) -> str:
+    """Where ``login`` keeps credentials, as podman does: gone with the session unless it is named.
+
+    Raises:
+        StoreError: nowhere.
+    """
+    if authfile or (authfile := os.environ.get("REGISTRY_AUTH_FILE")):
+        return authfile
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        yield os.path.join(runtime, "containers/auth.json")
-    elif os.geteuid() == 0:
-        yield "/run/containers/0/auth.json"
+        return os.path.join(runtime, "containers/auth.json")
+    if os.geteuid() == 0:
+        return "/run/containers/0/auth.json"
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return os.path.join(config, "containers/auth.json")
+
+
+def _files(authfile: str | None) -> Iterator[str]:
+    yield own_file(authfile)
+    if authfile is not None or os.environ.get("REGISTRY_AUTH_FILE"):
+        return
     config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     yield os.path.join(config, "containers/auth.json")
     docker = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")

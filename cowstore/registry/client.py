@@ -47,6 +47,7 @@ class Registry:
         server = "registry-1.docker.io" if host == "docker.io" else host
         self._server = server
         self._scheme = ""
+        self._given: Credentials | None = None
         self._tokens: dict[str, str] = {}
         self._basic: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -190,14 +191,15 @@ class Registry:
         finally:
             response.close()
             response.release_conn()
-        text = f"registry {self.host}: {repository}: {told or response.reason or ''}".rstrip(": ")
+        parts = (f"registry {self.host}", repository, told or response.reason or "")
+        text = ": ".join(part for part in parts if part)
         if response.status in (408, 429) or response.status >= 500:
             return Lost(f"{text} ({response.status})")
         if response.status == 404:
             return NotFound(text if told else f"{text} not found")
         if response.status in (401, 403):
             return StoreError(
-                f"{text} ({response.status})", f"podman login {self.host}, or --authfile"
+                f"{text} ({response.status})", f"cowstore login {self.host}, or --authfile"
             )
         return StoreError(f"{text} ({method}: {response.status})")
 
@@ -208,9 +210,18 @@ class Registry:
             token = self._tokens.get(f"{repository} {actions}")
             return f"Bearer {token}" if token else self._basic.get(repository, "")
 
+    def check_credentials(self, credentials: Credentials) -> None:
+        """Whether the registry takes them (distribution-spec, "Determining Support": ``/v2/``).
+
+        Raises:
+            StoreError: it does not, or cannot be reached.
+        """
+        self._given = credentials
+        again(lambda: self.request("GET", "/v2/", "", ok=(200,)).drain_conn())
+
     def _authenticate(self, challenge: str, repository: str, actions: str) -> None:
         scheme, _, rest = challenge.partition(" ")
-        credentials = find(self.host, repository, self.authfile)
+        credentials = self._given or find(self.host, repository, self.authfile)
         if scheme.lower() == "basic":
             if credentials is not None and credentials.user:
                 with self._lock:
@@ -233,8 +244,9 @@ class Registry:
         realm = fields.get("realm", "")
         if urlsplit(realm).scheme != "https" and not self.insecure:
             raise StoreError(f"registry {self.host} wants credentials over plain HTTP: {realm}")
-        scope = fields.get("scope") or f"repository:{repository}:{actions}"
-        query = {"service": fields.get("service", ""), "scope": scope}
+        query = {"service": fields.get("service", "")}
+        if scope := fields.get("scope") or (repository and f"repository:{repository}:{actions}"):
+            query["scope"] = scope
         try:
             if credentials is not None and credentials.token:
                 form = {
@@ -258,8 +270,8 @@ class Registry:
         token = document.get("token") or document.get("access_token")
         if answer.status != 200 or not isinstance(token, str):
             raise StoreError(
-                f"registry {self.host}: no token for {repository} ({answer.status})",
-                f"podman login {self.host}, or --authfile",
+                f"registry {self.host}: no token for {repository or self.host} ({answer.status})",
+                f"cowstore login {self.host}, or --authfile",
             )
         return token
 

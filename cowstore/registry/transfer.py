@@ -12,20 +12,20 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cowstore import digest as digests
 from cowstore import oci
 from cowstore.collect import RESUME
 from cowstore.errors import Refused, StoreError
-from cowstore.exporter import Outgoing, package
+from cowstore.exporter import Outgoing, package, package_index
 from cowstore.layers import LayerSource
 from cowstore.layout import Layout
 from cowstore.locks import Lock
 from cowstore.reference import local_name, name_for
 from cowstore.registry.client import Lost, Registry, again
 from cowstore.registry.upload import upload
-from cowstore.sources import Found, described, fill_layers
+from cowstore.sources import Found, choose_images, fill_layers
 from cowstore.types import Image, ImageRef, Progress
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def pull(
     name: str | None = None,
     *,
     platform: str | None = None,
+    all_platforms: bool = False,
     progress: Progress | None = None,
     insecure: bool = False,
     authfile: str | None = None,
@@ -53,7 +54,7 @@ def pull(
 
     Args:
         ref: of the transport ``docker``.
-        platform: as in ``Store.import_image``.
+        platform, all_platforms: as in ``Store.import_image``.
         insecure: allow plain HTTP and unknown certificates.
         authfile: where credentials are; None: where docker and podman keep them.
         mirrors: ``HOST[/PREFIX]`` to be asked before the registry itself.
@@ -62,7 +63,7 @@ def pull(
     Raises:
         StoreError: not to be had; what came so far is kept for the next try.
     """
-    from cowstore.importer import import_found
+    from cowstore.importer import check_platform, import_found
 
     host, repository = _split(ref.place)
     places = [_split(f"{mirror.rstrip('/')}/{repository}") for mirror in mirrors]
@@ -70,19 +71,26 @@ def pull(
     with store.session() as session, ExitStack() as stack:
         with open(session.place(RESUME), "wb"):
             pass
-        registry, where, found = _first(places, ref, platform, insecure, authfile)
+        registry, where, found = _first(places, ref, platform, all_platforms, insecure, authfile)
         stack.callback(registry.close)
-        document = oci.parse_manifest(found.manifest, found.media_type)
-        found.config = _small_blob(registry, where, document.config)
-        origin = found.origin = f"docker://{host}/{repository}"
 
         def opener(digest: str) -> Callable[[], Iterator[bytes]]:
             return lambda: resumed(store.layout, registry, where, digest)
 
-        fill_layers(found, document, opener, origin)
-        found.layers = [_spooled(store.layout, layer) for layer in found.layers]
         names = [local_name(name)] if name else [n for n in (name_for(ref),) if n]
-        image = import_found(store, session, found, names, progress, parallel=jobs)
+        image = ""
+        for item in found:
+            document = oci.parse_manifest(item.manifest, item.media_type)
+            item.config = _small_blob(registry, where, document.config)
+            item.place = f"docker://{registry.host}/{where}"
+            if platform is not None:
+                check_platform(item, platform)
+            origin = item.origin = f"docker://{host}/{repository}"
+            fill_layers(item, document, opener, origin)
+            item.layers = [_spooled(store.layout, layer) for layer in item.layers]
+            called = [] if image else names
+            brought = import_found(store, session, item, called, progress, parallel=jobs)
+            image = image or brought
     with contextlib.suppress(StoreError), store.database.write() as db:
         db.execute("DELETE FROM leases WHERE session=?", (RESUME,))
     return store.made_ready(image)
@@ -99,34 +107,25 @@ def _first(
     places: list[tuple[str, str]],
     ref: ImageRef,
     platform: str | None,
+    everything: bool,
     insecure: bool,
     authfile: str | None,
-) -> tuple[Registry, str, Found]:
+) -> tuple[Registry, str, list[Found]]:
     """The first place that has the image: its registry, repository, and the documents."""
     for number, (host, repository) in enumerate(places):
         registry = Registry(host, insecure=insecure, authfile=authfile)
         try:
-            return registry, repository, _documents(registry, repository, ref, platform)
+
+            def fetch(wanted: oci.Descriptor, at: Registry = registry, of: str = repository) -> Any:
+                return at.manifest(of, wanted.digest)
+
+            top = oci.Descriptor("", ref.digest or ref.tag, 0)
+            return registry, repository, choose_images(fetch, top, platform, everything=everything)
         except StoreError:
             registry.close()
             if number == len(places) - 1:
                 raise
     raise AssertionError
-
-
-def _documents(registry: Registry, repository: str, ref: ImageRef, platform: str | None) -> Found:
-    data, media_type = registry.manifest(repository, ref.digest or ref.tag)
-    index = b""
-    for _ in range(4):
-        kind = oci.loads(data, "the manifest").get("mediaType") or media_type
-        if kind not in oci.INDEXES:
-            break
-        index = index or data
-        entry = oci.choose(oci.parse_index(data), platform or oci.host_platform())
-        data, media_type = registry.manifest(repository, entry.digest)
-    found = described(data, media_type)
-    found.index = index
-    return found
 
 
 def _small_blob(registry: Registry, repository: str, wanted: oci.Descriptor) -> bytes:
@@ -196,10 +195,11 @@ def resumed(layout: Layout, registry: Registry, repository: str, digest: str) ->
 
 def push(
     store: Store,
-    image: Image,
+    name: str,
     ref: ImageRef,
     *,
     compression: str | None = None,
+    all_platforms: bool = False,
     progress: Progress | None = None,
     insecure: bool = False,
     authfile: str | None = None,
@@ -208,8 +208,9 @@ def push(
 ) -> str:
     """Send an image to a registry; the digest of its manifest there.
 
-    Blobs that are there are not sent; one that another repository of the same registry has (as
-    far as we know from where it came) is mounted from it.
+    ``all_platforms``: send the index that the name stands for, with all its images. Blobs that are
+    there are not sent; one that another repository of the same registry has (as far as we know from
+    where it came) is mounted from it.
     """
     if ref.transport != "docker" or ref.digest:
         raise StoreError(f"{ref}: not a place to push to", "docker://REGISTRY/NAME[:TAG]")
@@ -217,8 +218,12 @@ def push(
     registry = Registry(host, insecure=insecure, authfile=authfile)
     with ExitStack() as stack:
         stack.callback(registry.close)
-        packed = package(store, image, stack, compression)
-        unique = {out.descriptor.digest: out for out in packed.layers}
+        if all_platforms:
+            top, documents, packed = package_index(store, name, stack, compression)
+        else:
+            packed = [package(store, store.resolve(name), stack, compression)]
+            top, documents = packed[0].top(), []
+        unique = {out.descriptor.digest: out for one in packed for out in one.layers}
 
         def one(out: Outgoing) -> None:
             _push_blob(registry, repository, out, progress)
@@ -232,17 +237,27 @@ def push(
                 for future in futures:
                     future.cancel()
                 raise
-        for out in packed.documents():
+        for out in (out for one in packed for out in one.documents()):
             _push_blob(registry, repository, out, None)
-        path = f"/v2/{repository}/manifests/{ref.tag or 'latest'}"
-        headers = {"Content-Type": packed.media_type}
-        again(
-            lambda: registry.request(
-                "PUT", path, repository, actions="pull,push", headers=headers,
-                body=packed.manifest, ok=(201,),
-            ).drain_conn()
-        )  # fmt: skip
-    return packed.digest
+        # What an index lists goes by its digest, before it; only the last has the tag.
+        manifests = [(one.top(), one.manifest) for one in packed]
+        manifests += [(out.descriptor, b"".join(out.open())) for out in documents]
+        for described, data in manifests:
+            reference = ref.tag or "latest" if described == top else described.digest
+            _put_manifest(registry, repository, reference, described.media_type, data)
+    return top.digest
+
+
+def _put_manifest(
+    registry: Registry, repository: str, reference: str, media_type: str, data: bytes
+) -> None:
+    path = f"/v2/{repository}/manifests/{reference}"
+    again(
+        lambda: registry.request(
+            "PUT", path, repository, actions="pull,push", headers={"Content-Type": media_type},
+            body=data, ok=(201,),
+        ).drain_conn()
+    )  # fmt: skip
 
 
 def _push_blob(

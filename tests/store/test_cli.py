@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from cowstore.cli.main import COMMANDS, quick_arguments
 from cowstore.cli.parser import make_parser
 from tests.store.archives import M, d, tar
-from tests.store.commands import cowstore, ok
+from tests.store.commands import cowstore, environment, line, ok
 
 _MAN = Path(__file__).parents[2] / "docs" / "man"
 
@@ -30,7 +32,7 @@ def test_what_there_is(root: Path) -> None:
     assert image["layers"] == [layer["diff_id"]] and layer["images"] == 1
     assert json.loads(ok(root, "inspect", "img"))["id"] == image["id"]
     assert json.loads(ok(root, "inspect", layer["diff_id"][:20]))["entries"] == 3
-    assert "cowstore import x.tar" in ok(root, "history", "img")
+    assert "cowstore import rootfs" in ok(root, "history", "img")
     assert "img:latest" in ok(root, "tree")
     usage = json.loads(ok(root, "df", "--json"))
     assert usage["images"][0]["unique"] == 5000 and usage["disk"]["objects"]["files"] == 1
@@ -81,7 +83,18 @@ MISTAKES = {
     "a directory": (("import", "rootfs:/"), "a directory"),
     "no image": (("export", "nothing", "oci:/tmp/x"), "no image is called nothing"),
     "a bad digest": (("pull", "docker://r.example/x@sha256:12"), "not a sha256 digest"),
-    "a bad name": (("tag", "img", "A B"), "not a name"),
+    "a bad name": (("tag", "img", "a b"), "not a name"),
+    "upper case": (("tag", "img", "Web:1"), "upper-case"),
+    "two tags": (("tag", "img", "a:b:c"), "'b:c' is not a tag"),
+    "no such mirror": (("pull", "docker://r.example/x", "--mirror", "?"), "--mirror ?"),
+    "no platform": (("import", "rootfs:x", "--platform", "foo"), "--platform foo"),
+    "ratio": (("import", "rootfs:x", "--max-ratio", "-1"), "--max-ratio"),
+    "nearly": (("imprt", "x"), "no such command: imprt"),
+    "no parent": (("export", "img", "oci:/nowhere/else"), "/nowhere: no such directory"),
+    "no parent of a file": (("export", "img", "rootfs:/nowhere/x.tar"), "/nowhere: no such"),
+    "no index": (("export", "img", "oci:/tmp/x", "--all-platforms"), "a single image"),
+    "no login": (("login", "-u", "me", "r.example"), "without a terminal"),
+    "no logout": (("logout", "r.example", "--authfile", "/nowhere/x"), "no credentials"),
     "no snapshot": (("snapshot", "rm", "nothing"), "no snapshot is called nothing"),
     "jobs": (("pull", "docker://r.example/x", "--jobs", "0"), "--jobs"),
     "nothing to export to": (("export", "img", "dir:/tmp"), "nothing can be exported"),
@@ -95,6 +108,34 @@ def test_mistakes_are_told_in_a_line(root: Path, words: tuple[str, ...], text: s
     lines = done.stderr.splitlines()
     assert lines[0].startswith("error: ") and len(lines) <= 2
     assert all(line.startswith("hint: ") for line in lines[1:])
+
+
+def test_an_output_that_nobody_reads_on_ends_quietly(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "big.tar").write_bytes(tar([M("big", b"0" * (4 << 20))]))
+    ok(root, "import", f"rootfs:{tmp_path}/big.tar", "big")
+    command = " ".join(map(shlex.quote, line(root, "export", "big", "rootfs:-")))
+    done = subprocess.run(
+        ["sh", "-c", f"{command} | head -c 10"], env=environment(), capture_output=True
+    )
+    assert len(done.stdout) == 10 and done.stderr == b""
+
+
+def test_an_archive_is_told_by_its_name_and_the_member_by_its(root: Path, tmp_path: Path) -> None:
+    data = bytearray(tar([M("fine"), M("second/file"), M("third", b"x" * 100)]))
+    path = tmp_path / "x.tar"
+    path.write_bytes(data[: 512 * 3 + 20])
+    assert f"{path}: 'third': the archive ends inside this file" in _refused(root, path)
+    data[512 + 156] = ord("Z")  # of an unknown type, with a checksum that does not know
+    path.write_bytes(data)
+    assert f"{path}: after 'fine': not a tar archive" in _refused(root, path)
+    path.write_bytes(b"")
+    assert f"{path}: no image in it" in _refused(root, path)
+
+
+def _refused(root: Path, path: Path) -> str:
+    done = cowstore(root, "import", f"rootfs:{path}", "x")
+    assert done.returncode == 1
+    return str(done.stderr)
 
 
 def test_the_manuals_know_every_option() -> None:

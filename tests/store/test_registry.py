@@ -22,6 +22,7 @@ from cowstore import NotFound, Refused, Store, StoreError
 from cowstore.fsck import check
 from cowstore.registry import auth
 from cowstore.registry.auth import Credentials
+from cowstore.registry.login import login, logout
 from cowstore.repair import repair
 from tests.store.archives import M, oci_layout, tar
 
@@ -303,6 +304,24 @@ def encoded(text: str) -> dict[str, str]:
     return {"auth": base64.b64encode(text.encode()).decode()}
 
 
+def _check_login(host: str, path: Path, right: str) -> None:
+    with pytest.raises(StoreError, match="401"):
+        login(host, "user", "no", authfile=str(path), insecure=True)
+    assert not path.exists()
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"auths": {"other": encoded("a:b")}, "kept": 1}))
+    assert login(host, "user", "secret", authfile=str(path), insecure=True) == str(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    found = json.loads(path.read_text())
+    assert found["kept"] == 1 and found["auths"]["other"] == encoded("a:b")
+    assert found["auths"][host] == json.loads(Path(right).read_text())["auths"][host]
+    logout(host, authfile=str(path))
+    assert list(json.loads(path.read_text())["auths"]) == ["other"]
+    with pytest.raises(StoreError, match="no credentials"):
+        logout(host, authfile=str(path))
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
 def test_basic_authentication(store: Store, tmp_path: Path) -> None:
     if shutil.which("docker-registry") is None:
         pytest.skip("needs docker-registry")
@@ -327,9 +346,10 @@ def test_basic_authentication(store: Store, tmp_path: Path) -> None:
         for bad in (None, wrong):
             with pytest.raises(StoreError) as caught:
                 store.push("x", ref, insecure=True, authfile=bad)
-            assert "podman login" in caught.value.hint
+            assert "cowstore login" in caught.value.hint
         store.push("x", ref, insecure=True, authfile=right)
         assert store.pull(ref, "y", insecure=True, authfile=right).id == store.resolve("x").id
+        _check_login(f"127.0.0.1:{registry.port}", tmp_path / "new/auth.json", right)
     finally:
         registry.stop()
 

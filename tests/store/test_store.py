@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import lzma
 import os
+import sqlite3
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,17 +162,61 @@ def test_a_link_in_an_archive_leads_nowhere_else(store: Store, tmp_path: Path) -
         store.import_image(f"docker-archive:{tmp_path}/x.tar", "x")
 
 
-def test_a_platform_is_chosen_and_the_index_kept(store: Store, tmp_path: Path) -> None:
+def index_layout(path: Path) -> bytes:
+    """An OCI layout of an index: two platforms, one of them in an index of its own."""
+    kind = "application/vnd.oci.image.index.v1+json"
+
+    def put(entries: list[dict[str, Any]]) -> dict[str, Any]:
+        document = {"schemaVersion": 2, "mediaType": kind, "manifests": entries}
+        data = json.dumps(document, indent=3).encode()
+        (path / "blobs/sha256" / digest(data)[7:]).write_bytes(data)
+        return {"mediaType": kind, "digest": digest(data), "size": len(data)}
+
     entries = []
-    for arch in ("amd64", "arm64"):
-        oci_layout(tmp_path / "o", [tar([M(arch)])], Labels={"arch": arch})
-        entries += json.loads((tmp_path / "o/index.json").read_text())["manifests"]
+    for arch in ("amd64", "arm64", "riscv64"):
+        oci_layout(path, [tar([M("same", b"0" * 5000), M(arch)])], Labels={"arch": arch})
+        entries += json.loads((path / "index.json").read_text())["manifests"]
         entries[-1]["platform"]["architecture"] = arch
-    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json"}
-    data = json.dumps({**index, "manifests": entries}).encode()
-    (tmp_path / "o/blobs/sha256" / digest(data)[7:]).write_bytes(data)
-    entry = {"mediaType": index["mediaType"], "digest": digest(data), "size": len(data)}
-    (tmp_path / "o/index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    inner = put(entries[2:])
+    outer = put([*entries[:2], inner])
+    (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [outer]}))
+    return (path / "blobs/sha256" / str(outer["digest"])[7:]).read_bytes()
+
+
+def test_all_platforms_come_in_and_go_out_to_the_bit(store: Store, tmp_path: Path) -> None:
+    data = index_layout(tmp_path / "o")
+    image = store.import_image(
+        f"oci:{tmp_path}/o", "x:1", platform="linux/arm64", all_platforms=True
+    )
+    assert image.process["Labels"] == {"arch": "arm64"} and len(store.images()) == 3
+    assert prune(store)[0] == [] and len(store.images()) == 3
+    (tmp_path / "archive").mkdir()
+    for target in (f"oci:{tmp_path}/out:t", f"oci-archive:{tmp_path}/archive/x.tar:t"):
+        assert store.export_image("x:1", target, all_platforms=True) == digest(data)
+        again = store.import_image(target, "again", all_platforms=True, platform="linux/arm64")
+        assert again.id == image.id
+        store.remove("again")
+    ours, theirs = (tmp_path / name / "blobs/sha256" for name in ("out", "o"))
+    assert {p.name for p in ours.iterdir()} == {p.name for p in theirs.iterdir()}
+    store.tag("x:1", "second")
+    assert store.remove("x:1") == ["untagged x:1"] and len(store.images()) == 3
+    assert len(store.remove("second")) == 4 and store.images() == []
+
+
+def test_an_index_that_is_not_whole_does_not_go_out(store: Store, tmp_path: Path) -> None:
+    index_layout(tmp_path / "o")
+    image = store.import_image(f"oci:{tmp_path}/o", "x", platform="linux/amd64")
+    with pytest.raises(StoreError, match="linux/arm64 is not here") as caught:
+        store.export_image("x", f"oci:{tmp_path}/out", all_platforms=True)
+    assert "--all-platforms" in caught.value.hint and not (tmp_path / "out").exists()
+    store.export_image("x", f"oci:{tmp_path}/one")
+    with pytest.raises(NotFound, match="linux/amd64, not linux/arm64"):
+        store.import_image(f"oci:{tmp_path}/one", "y", platform="linux/arm64")
+    assert store.resolve("x").id == image.id
+
+
+def test_a_platform_is_chosen_and_the_index_kept(store: Store, tmp_path: Path) -> None:
+    data = index_layout(tmp_path / "o")
     image = store.import_image(f"oci:{tmp_path}/o", "x", platform="linux/arm64")
     assert image.process["Labels"] == {"arch": "arm64"}
     assert store.blob(digest(data)) == data
@@ -277,6 +324,35 @@ def test_a_store_that_is_only_read(store: Store, add: AddImage, tmp_path: Path) 
             mine.tag("shared", "x")
         assert mine.export_image("shared", f"oci:{tmp_path}/o:t") == image.id
         mine.snapshot_remove(snapshot.id)
+
+
+def test_the_same_archive_is_the_same_image(store: Store, tmp_path: Path) -> None:
+    for name in ("one.tar", "two.tar"):
+        (tmp_path / name).write_bytes(tar([M("a", b"1", mtime=1_600_000_000), M("b", mtime=5)]))
+    one, two = (store.import_image(f"rootfs:{tmp_path}/{n}.tar") for n in ("one", "two"))
+    assert one.id == two.id and two.names == ("one:latest", "two:latest")
+    assert two.config["created"] == "2020-09-13T12:26:40Z"
+    other = store.import_image(f"rootfs:{tmp_path}/one.tar", "o", platform="linux/arm64")
+    assert (other.config["os"], other.config["architecture"]) == ("linux", "arm64")
+
+
+def test_a_database_of_another_version(store: Store, add: AddImage, tmp_path: Path) -> None:
+    image = add(tar(TREE), name="x")
+    place = str(store.layout.root)
+    store.database.db.execute("DROP TABLE members")
+    store.database.db.execute("PRAGMA user_version=1")
+    store.close()
+    with Store(tmp_path / "other", stores=[place]).open() as other:
+        with pytest.raises(StoreError, match="of version 1, this program knows 2"):
+            other.images()
+    with Store(place).open() as later:  # brought up to date, with all that is in it
+        assert later.resolve("x").id == image.id
+        later.database.db.execute("PRAGMA user_version=99")
+    with Store(place).open() as later:
+        with pytest.raises(StoreError, match="of version 99, this program knows 2"):
+            later.images()
+    with contextlib.closing(sqlite3.connect(f"{place}/store.db")) as db:
+        db.execute("PRAGMA user_version=2")
 
 
 def test_what_is_no_store_is_told(tmp_path: Path) -> None:
