@@ -73,6 +73,8 @@ def enter(
         if outer:
             _await(commands, b"m")
         trees = rootfs.open_sources(plan)
+        if any(mount.fill for mount in plan.mounts):
+            from runtime import fill  # noqa: F401  (the container's process cannot import)
         if plan.process.oom_score_adj is not None:
             _set_oom_score(plan.process.oom_score_adj)
         for kind in sorted(joins, key=lambda kind: kind != "user"):  # it gives rights over others

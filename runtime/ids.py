@@ -160,7 +160,7 @@ def plan_ids(mode: str, who: Callers, taken: tuple[tuple[int, int], ...] = ()) -
     word, _, option = mode.partition(":")
     if word not in ("", "private", "keep-id", "nomap", "host", "auto"):
         raise RunError(
-            f"--userns {mode}: unknown mode", "expected keep-id, nomap, host, auto or container:X"
+            f"--userns {mode}: unknown mode", "keep-id, nomap, host, auto[:size=N] or single"
         )
     if who.capable:
         outer_uids = tuple((inside, inside, count) for inside, _, count in who.own_uids)

@@ -39,7 +39,7 @@ def parse_publish(text: str) -> list[Port]:
         parts = body.split(":")
         if len(parts) == 3:
             address = parts.pop(0)
-    if len(parts) > 2 or (address and not _is_address(address)):
+    if len(parts) > 2 or (address and not is_address(address)):
         raise RunError(f"{what}: not understood", "-p [ADDRESS:][HOSTPORT:]PORT[/udp]")
     inside = _port_range(parts[-1], what)
     outside = _port_range(parts[0], what) if len(parts) == 2 and parts[0] else [0] * len(inside)
@@ -48,7 +48,8 @@ def parse_publish(text: str) -> list[Port]:
     return [(address, protocol, o, i) for o, i in zip(outside, inside, strict=True)]
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether it is an IPv4 or IPv6 address."""
     import _socket
 
     for family in (_socket.AF_INET, _socket.AF_INET6):
@@ -206,7 +207,7 @@ def hosts(request: RunRequest, hostname: str, network: NetworkPlan) -> str:
     lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
     for word in request.add_host:
         name, colon, address = word.partition(":")
-        if not colon or not name or not _is_address(address.strip("[]")):
+        if not colon or not name or not is_address(address.strip("[]")):
             raise RunError(f"--add-host {word}: not NAME:ADDRESS")
         lines.append(f"{address.strip('[]')} {name}")
     own = {"slirp4netns": "10.0.2.100"}.get(network.helper_kind, "127.0.1.1")

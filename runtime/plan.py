@@ -52,7 +52,8 @@ class MountPlan(Record):
     """One mount beneath the root; ``kind`` is bind or a filesystem type.
 
     ``attributes`` and ``propagation`` are option words, ``data`` the filesystem's own options.
-    ``optional``: a root in which its place cannot be made goes without.
+    ``optional``: a root in which its place cannot be made goes without. ``fill``: a new volume
+    gets what the image has there.
     """
 
     target: str
@@ -63,6 +64,7 @@ class MountPlan(Record):
     recursive: bool = False
     propagation: str = ""
     optional: bool = False
+    fill: bool = False
 
 
 class NamespacePlan(Record):
@@ -204,7 +206,7 @@ def mount_plan(entry: dict[str, Any]) -> MountPlan:
     attributes, data, propagation = [], [], ""
     for word in options:
         name, equals, value = word.partition("=")
-        if word in ("bind", "rbind", "nofail"):
+        if word in ("bind", "rbind", "nofail", "copy"):
             continue
         if word in _ATTRIBUTES:
             attributes.append(word)
@@ -223,6 +225,7 @@ def mount_plan(entry: dict[str, Any]) -> MountPlan:
         recursive=recursive,
         propagation=propagation,
         optional="nofail" in options,
+        fill="copy" in options,
     )
 
 

@@ -30,9 +30,6 @@ def check(request: RunRequest) -> None:
                 f"--storage-opt {word} cannot be enforced: the union has no quota",
                 "put --root on a filesystem of that size; or --limits best-effort",
             )
-    for word in request.log_opt:
-        if not word.startswith("max-size="):
-            raise RunError(f"--log-opt {word}: unknown", "max-size=SIZE")
     for word in request.attach:
         if word.lower() not in ("stdin", "stdout", "stderr"):
             raise RunError(f"--attach {word}: expected stdin, stdout or stderr")
@@ -58,9 +55,11 @@ def check(request: RunRequest) -> None:
         raise RunError("--rm and --restart contradict each other")
     if request.log_driver not in ("", "json-file", "k8s-file", "none"):
         raise RunError(f"--log-driver {request.log_driver}: expected json-file or none")
+    from runtime import checks
     from runtime.console import parse_keys
     from runtime.values import real, signal_number
 
+    checks.check(request)
     parse_keys(request.detach_keys)
     real(request.stop_timeout, "--stop-timeout", 0)
     if request.stop_signal:
@@ -114,21 +113,30 @@ def _volumes(
     ]
 
 
+def make_volume(path: str) -> None:
+    """The directory of a volume, if it is not there; it is filled at its first use."""
+    try:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        return
+    from runtime.fill import mark
+
+    mark(path)
+
+
 def _placed(volume: Volume, root: str, container: str, index: int) -> tuple[Volume, str]:
     if volume.kind == "tmpfs":
         return volume, "tmpfs"
     if volume.kind == "bind":
-        if volume.create and not os.path.lexists(volume.source):
-            try:
-                os.makedirs(volume.source)
-            except OSError as error:
-                raise RunError(f"volume {volume.source}: {error.strerror}") from None
-        if not os.path.exists(volume.source):
-            raise RunError(f"volume {volume.source}: no such file or directory")
+        try:
+            os.stat(volume.source)
+        except OSError as error:
+            raise RunError(f"volume {volume.source}: {error.strerror.lower()}") from None
         return volume, volume.source
     name = volume.source or f"{container[:32]}-{index}"
     path = f"{root}/volumes/{name}/_data"
-    os.makedirs(path, 0o755, exist_ok=True)
+    make_volume(path)
     return volume.replace(source=name), path
 
 
@@ -156,9 +164,10 @@ def _root_plan(
         elif kind == "union" and _is_foreign(source.lowers, plan):
             plan = ids.show_foreign_as_root(plan)
     options.append("volatile" if request.rm else "redirect_dir=copy")
+    lowers = source.lowers if kind == "copy" else (*source.lowers, places(container.root))
     root = RootPlan(
         kind="plain" if kind == "copy" else kind,
-        lowers=source.lowers,
+        lowers=lowers,
         upper=source.upper,
         work=source.work,
         options=tuple(options),
@@ -173,6 +182,29 @@ def _root_plan(
     if kind == "kernel" and plan.view_uids:
         raise RunError(f"--storage kernel cannot translate ids for --userns {plan.mode}")
     return root, plan
+
+
+def places(root: str) -> str:
+    """A lower beneath every root, with what is mounted on in every container.
+
+    So that mounting changes nothing: what an image lacks lies here, and not in what was changed.
+    """
+    path = f"{root}/places"
+    if not os.path.isdir(path):
+        draft = f"{path}.{os.getpid()}"
+        for name in ("dev", "proc", "sys", "etc"):
+            os.makedirs(f"{draft}/{name}", 0o755, exist_ok=True)
+        for name in ("hosts", "hostname", "resolv.conf"):
+            os.close(os.open(f"{draft}/etc/{name}", os.O_CREAT | os.O_CLOEXEC, 0o644))
+        for name in ("", "dev", "proc", "sys", "etc"):
+            os.chmod(f"{draft}/{name}", 0o755)
+        try:
+            os.rename(draft, path)
+        except OSError:
+            from runtime.removal import remove_directory
+
+            remove_directory(draft)  # somebody was faster
+    return path
 
 
 def _copy_once(source: images.Source) -> None:
@@ -212,8 +244,6 @@ def _is_foreign(lowers: tuple[str, ...], plan: ids.IdPlan) -> bool:
 
 def _hostname(request: RunRequest, container: str) -> str:
     if request.hostname:
-        if len(request.hostname) > 64 or "/" in request.hostname:
-            raise RunError(f"--hostname {request.hostname}: not a host name")
         return request.hostname
     return os.uname().nodename if request.uts == "host" else container[: state.SHORT]
 

@@ -203,6 +203,8 @@ def mount_all(root: Root, plan: Plan, trees: dict[str, int]) -> None:
             continue
         if mount.target == "/dev" and mount.kind == "tmpfs":
             _fill_dev(tree, plan, trees)
+        if mount.fill:
+            _fill_volume(root, tree, mount.target)
         root.attach(tree, mount.target, optional=mount.optional)
     for target, _ in plan.devices:
         if target in trees:
@@ -215,6 +217,21 @@ def mount_all(root: Root, plan: Plan, trees: dict[str, int]) -> None:
     for path in plan.read_only_paths:
         _make_read_only(root, path)
     os.close(null)
+
+
+def _fill_volume(root: Root, tree: int, target: str) -> None:
+    try:
+        source = root.open(target, os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return  # the image has nothing there
+    try:
+        from runtime import fill  # imported before the root changed, see child.enter
+
+        fill.fill(tree, source)
+    except OSError as error:
+        raise RunError(f"the volume on {target} cannot be filled: {error.strerror}") from None
+    finally:
+        os.close(source)
 
 
 def _new(mount: MountPlan) -> int:

@@ -110,10 +110,16 @@ def write_file(path: str, text: str, mode: int = 0o600) -> None:
     temporary = f"{path}.{os.getpid()}.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        os.write(fd, text.encode(errors="surrogateescape"))
-    finally:
-        os.close(fd)
-    os.rename(temporary, path)
+        try:
+            data = text.encode(errors="surrogateescape")
+            while data:
+                data = data[os.write(fd, data) :]
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError as error:
+        os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 class Container:

@@ -25,14 +25,13 @@ class Volume(Record):
     """One mount of the user's.
 
     ``kind`` is bind, volume or tmpfs; ``source`` a host path, a volume's name (empty: a new,
-    anonymous one) or nothing. ``create``: make a missing host directory, as ``-v`` does.
+    anonymous one) or nothing.
     """
 
     kind: str
     source: str
     target: str
     options: tuple[str, ...] = ()
-    create: bool = False
 
 
 def is_name(text: str) -> bool:
@@ -80,7 +79,7 @@ def parse_volume(text: str) -> Volume:
     source, target = parts[0], _target(parts[1], what)
     if source.startswith(("/", "./", "../")) or source in (".", ".."):
         path = os.path.abspath(source)
-        return Volume(kind="bind", source=path, target=target, options=options, create=True)
+        return Volume(kind="bind", source=path, target=target, options=options)
     if not is_name(source):
         raise RunError(
             f"{what}: {source or 'an empty text'} is neither a path nor a volume's name",
@@ -170,6 +169,10 @@ def oci_mount(volume: Volume, source: str) -> dict[str, Any]:
             "source": "tmpfs",
             "options": options,
         }
+    if volume.kind == "volume" and "nocopy" not in volume.options:
+        from runtime.fill import is_marked
+
+        options += ["copy"] if is_marked(source) else []
     if not {"bind", "rbind"} & set(options):
         options.insert(0, "rbind")
     if not set(_PROPAGATIONS) & set(options):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import images, jsonio, state, userns
+from runtime import images, jsonio, prepare, state, userns
 from runtime.cli.output import show
 from runtime.errors import RunError
 from runtime.session import Session
@@ -73,6 +73,8 @@ def _copy_out(session: Session, source: str, target: str, module: Any) -> None:
             raise RunError(f"{target}: no such directory")
         name = os.path.basename(target)
         target = os.path.dirname(target) or "."
+        if not os.path.isdir(target):
+            raise RunError(f"{target}: no such directory")
 
     def pack() -> None:
         os.close(read)
@@ -208,7 +210,7 @@ def diff(options: dict[str, Any], rest: list[str], root: str) -> int:
     read, write = os.pipe2(os.O_CLOEXEC)
 
     def work() -> None:
-        items = _changes(source, str(container.config.get("image_id", "")))
+        items = _changes(source, str(container.config.get("image_id", "")), root)
         text = jsonio.dumps(items).encode()
         with open(write, "wb", closefd=False) as out:
             out.write(text)
@@ -229,21 +231,19 @@ def diff(options: dict[str, Any], rest: list[str], root: str) -> int:
     os.waitpid(pid, 0)
     if not said.startswith(b"["):
         raise RunError(said[1:].decode(errors="replace") or "the changes cannot be read")
-    # What a start makes in every container is no change of its command's.
-    ours = {f"/{name}" for name in ("dev", "proc", "sys")}
-    items = [item for item in jsonio.loads(said) if item["Path"] not in ours]
+    items = jsonio.loads(said)
     if not show(options, items):
         sys.stdout.write("".join(f"{item['Kind']} {item['Path']}\n" for item in items))
     return 0
 
 
-def _changes(source: images.Source, image: str) -> list[dict[str, str]]:
+def _changes(source: images.Source, image: str, root: str) -> list[dict[str, str]]:
     if source.view:
         return images.changes(source, image)
     from unionfs import diff as union_diff
 
     upper, work = os.fsencode(source.upper), os.fsencode(source.work)
-    lowers = [os.fsencode(path) for path in source.lowers]
+    lowers = [os.fsencode(path) for path in (*source.lowers, prepare.places(root))]
     return [
         {"Kind": change.status, "Path": "/" + os.fsdecode(change.path)}
         for change in union_diff.changes(upper, lowers, (work,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import cgroups, facts, ids, network, removal, state
+from runtime import cgroups, facts, ids, network, prepare, removal, state
 from runtime.cli.output import show, table
 from runtime.errors import RunError
 from runtime.sys import calls
@@ -147,7 +147,7 @@ def volume(options: Options, rest: list[str], root: str) -> int:
         for name in names or [state.new_id()[:32]]:
             if not is_name(name):
                 raise RunError(f"volume name {name}: not a name")
-            os.makedirs(f"{base}/{name}/_data", exist_ok=True)
+            prepare.make_volume(f"{base}/{name}/_data")
             sys.stdout.write(f"{name}\n")
         return 0
     found = sorted(os.listdir(base)) if os.path.isdir(base) else []

@@ -95,7 +95,7 @@ def test_volumes() -> None:
     assert volumes.parse_volume("name:/x").kind == "volume"
     assert volumes.parse_volume("/x").source == ""
     mount = volumes.parse_mount("type=bind,src=/a,dst=/b,ro")
-    assert mount.options == ("ro",) and not mount.create
+    assert mount.options == ("ro",)
     assert "size=1048576" in volumes.parse_tmpfs("/t:size=1m").options
 
 
