@@ -53,6 +53,9 @@ def inspect(store: Store, name: str) -> dict[str, Any]:
 
 def snapshot_data(snapshot: Snapshot) -> dict[str, Any]:
     """A snapshot for scripts."""
+    from cowstore.quota import usage
+
+    bound = usage(snapshot.place)
     return {
         "id": snapshot.id,
         "image": snapshot.image,
@@ -63,6 +66,7 @@ def snapshot_data(snapshot: Snapshot) -> dict[str, Any]:
         "view": snapshot.lowers.view,
         "options": list(snapshot.options),
         "created_at": snapshot.created_at,
+        "quota": None if bound is None else bound.to_data(),
     }
 
 

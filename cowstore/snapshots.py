@@ -66,15 +66,19 @@ def check_id(text: str) -> str:
     return text
 
 
-def create(store: Store, image: Image, id: str | None, *, parent: str = "") -> Snapshot:
+def create(store: Store, image: Image, id: str | None, quota: int = 0) -> Snapshot:
     """See ``Store.snapshot_create``."""
     name = check_id(id) if id is not None else os.urandom(6).hex()
+    if quota:
+        from cowstore.quota import check
+
+        check(store.layout.root)
     below = lowers(store, image, view=True)
-    place, made = _insert(store, name, image, parent, below.places[0])
-    return _snapshot(store, name, image.id, [], parent, made, place, below)
+    place, made = _insert(store, name, image, below.places[0], quota)
+    return _snapshot(store, name, image.id, [], "", made, place, below)
 
 
-def _insert(store: Store, name: str, image: Image, parent: str, view: str) -> tuple[str, float]:
+def _insert(store: Store, name: str, image: Image, view: str, quota: int) -> tuple[str, float]:
     """The row and the directories; (place, time)."""
     now = time.time()
     with store.database.write() as db:
@@ -85,9 +89,25 @@ def _insert(store: Store, name: str, image: Image, parent: str, view: str) -> tu
             store.resolve(image.id)
         place = _new_place(store, name)
         _look_like(store.layout.path("snapshots", place, "upper"), view)
+        if quota:
+            _limit(store, place, quota)
         chain = (pack(image.layers), image.chain)
-        _add_row(db, name, image.id, chain, [], parent, now, place)
+        _add_row(db, name, image.id, chain, [], "", now, place)
     return place, now
+
+
+def _limit(store: Store, place: str, size: int, project: int = 0) -> None:
+    """Bound a place that was just made; it goes again if that fails."""
+    from cowstore.quota import limit
+
+    path = store.layout.snapshot(place)
+    try:
+        limit(path, size, project)
+    except BaseException:
+        from cowstore.layout import remove_tree
+
+        remove_tree(path)
+        raise
 
 
 def _add_row(
@@ -189,8 +209,11 @@ def all_snapshots(store: Store) -> list[Snapshot]:
 
 def clone(store: Store, id: str, new: str | None) -> Snapshot:
     """See ``Store.snapshot_clone``."""
+    from cowstore.quota import project_of, usage
+
     name = check_id(new) if new is not None else os.urandom(6).hex()
     original = find(store, id)
+    bound = usage(original.place)
     with check_snapshot_free(store.layout, original.id) as lock:
         with store.database.write() as db:
             row = db.execute(
@@ -207,12 +230,16 @@ def clone(store: Store, id: str, new: str | None) -> Snapshot:
                 bases = [place, *bases]
                 fresh = _new_place(store, original.id)
                 _same_root(store, place, fresh)
+                if bound is not None:
+                    _limit(store, fresh, bound.limit, project_of(store.layout.snapshot(place)))
                 db.execute(
                     "UPDATE snapshots SET bases=?, place=? WHERE id=?",
                     (pack(bases), fresh, original.id),
                 )
             mine = _new_place(store, name)
             _same_root(store, place, mine)
+            if bound is not None:
+                _limit(store, mine, bound.limit)
             _add_row(db, name, image, (layers, chain), bases, original.id, time.time(), mine)
         lock.release(remove=True)
     return find(store, name)
@@ -243,6 +270,7 @@ def live_places(db: sqlite3.Connection) -> set[str]:
 def remove(store: Store, id: str) -> None:
     """See ``Store.snapshot_remove``."""
     from cowstore.collect import empty_trash, to_trash
+    from cowstore.quota import forget, project_of
 
     row = store.database.row("SELECT id FROM snapshots WHERE id=?", id)
     name = row[0] if row else find(store, id).id
@@ -255,7 +283,10 @@ def remove(store: Store, id: str) -> None:
                 before = live_places(db)
                 db.execute("DELETE FROM snapshots WHERE id=?", (name,))
                 gone = before - live_places(db)
+            projects = {project_of(store.layout.snapshot(place)) for place in gone} - {0}
             for place in gone:
                 to_trash(store, store.layout.snapshot(place))
         lock.release(remove=True)
     empty_trash(store)
+    for project in projects:
+        forget(store.layout.root, project)

@@ -402,11 +402,22 @@ class Store:
 
         return lowers(self, image if isinstance(image, Image) else self.resolve(image), view=view)
 
-    def snapshot_create(self, image: Image | str, id: str | None = None) -> Snapshot:
-        """A new writable copy of an image."""
+    def snapshot_create(
+        self, image: Image | str, id: str | None = None, *, quota: int = 0
+    ) -> Snapshot:
+        """A new writable copy of an image.
+
+        Args:
+            id: what it is called; None: something random.
+            quota: bytes that its changes may take; 0: no bound.
+
+        Raises:
+            StoreError: the id is taken; the filesystem has no quotas.
+        """
         from cowstore.snapshots import create
 
-        return create(self, image if isinstance(image, Image) else self.resolve(image), id)
+        found = image if isinstance(image, Image) else self.resolve(image)
+        return create(self, found, id, quota)
 
     def snapshot(self, id: str) -> Snapshot:
         """A snapshot by its id or the start of one."""

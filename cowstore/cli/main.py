@@ -62,7 +62,7 @@ class Arguments:
 
 #: Command lines that a container waits for: words, names of the places, options with a value.
 _QUICK: Final[dict[tuple[str, ...], tuple[tuple[str, ...], dict[str, object]]]] = {
-    ("snapshot", "create"): (("name",), {"id": None}),
+    ("snapshot", "create"): (("name",), {"id": None, "quota": None}),
     ("mount",): (("what", "mountpoint"), {}),
 }
 _SWITCHES: Final = {"--json": "json", "-q": "quiet", "--quiet": "quiet", "--no-sync": "no_sync"}

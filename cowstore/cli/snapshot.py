@@ -24,6 +24,11 @@ def _snapshot_parser(parser: argparse.ArgumentParser) -> None:
     )
     create.add_argument("name", metavar="NAME")
     create.add_argument("--id", help="what to call it; random by default")
+    create.add_argument(
+        "--quota",
+        metavar="SIZE",
+        help="what its changes may take, such as 2G, where the filesystem has project quotas",
+    )
     listing = parts.add_parser("list", help="all snapshots")
     remove = parts.add_parser("rm", help="remove snapshots with their changes")
     remove.add_argument("ids", metavar="SNAP", nargs="+")
@@ -61,7 +66,13 @@ def _commit_parser(parser: argparse.ArgumentParser) -> None:
 def _snapshot(arguments: Any) -> int:
     with open_store(arguments) as store:
         if arguments.part == "create":
-            return _tell(arguments, store.snapshot_create(arguments.name, arguments.id))
+            size = 0
+            if arguments.quota is not None:
+                from cowstore.quota import parse_size
+
+                size = parse_size(arguments.quota)
+            made = store.snapshot_create(arguments.name, arguments.id, quota=size)
+            return _tell(arguments, made)
         if arguments.part == "clone":
             return _tell(arguments, store.snapshot_clone(arguments.snapshot, arguments.id))
         if arguments.part == "rm":
