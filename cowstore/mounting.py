@@ -82,8 +82,6 @@ def _mount(
     words: Sequence[str],
     foreground: bool,
 ) -> int:
-    from dataclasses import replace
-
     from unionfs import options as mount_options
     from unionfs.daemon import mount as mount_union
 
@@ -102,15 +100,19 @@ def _mount(
     if below.view:
         from cowstore.viewlayer import opener, roots_of
 
-        union = replace(options.union, open_layer=opener(roots_of(store)))
-        options = replace(options, union=union)
+        union = options.union.replace(open_layer=opener(roots_of(store)))
+        options = options.replace(union=union)
     if options.unknown:
         raise StoreError(f"unknown option: {', '.join(options.unknown)}", "man pyunion-mount")
-    options = replace(
-        options,
+    options = options.replace(
         foreground=foreground,
         fsname=options.fsname or f"cowstore:{name}",
     )
+    if isinstance(what, Snapshot):
+        from cowstore import quota
+
+        if quota.project_of(what.place):
+            quota.obey()
     # The connection to the database does not survive the fork that follows.
     store.close()
     return mount_union(mount_options.check(options))

@@ -58,9 +58,6 @@ def opener(roots: Sequence[str]) -> Callable[[bytes, int, Descriptors], Layer]:
 class ViewLayer(Layer):
     """An index and the objects beside it."""
 
-    indexed = True
-    cookie_of = staticmethod(cookie_of)
-
     def __init__(
         self, path: bytes, index: int, fds: Descriptors, roots: Sequence[str] = ()
     ) -> None:
@@ -68,6 +65,7 @@ class ViewLayer(Layer):
             self.view = View(os.fsdecode(path))
         except Damaged as error:
             raise OSError(errno.EINVAL, str(error), os.fsdecode(path)) from None
+        self.indexed = True
         self.path = path
         self.index = index
         self.is_upper = False
@@ -99,6 +97,9 @@ class ViewLayer(Layer):
         self._objects = []
         self._dirs.clear()
         self.view.close()
+
+    def cookie_of(self, name: bytes) -> int:
+        return cookie_of(name)
 
     def statvfs(self) -> os.statvfs_result:
         return os.fstatvfs(self._objects[0])
@@ -188,12 +189,11 @@ class ViewLayer(Layer):
 class ViewDir(LayerDir):
     """A directory of a view. Its own number is ``index``; it has no descriptor."""
 
-    __slots__ = ("end", "first", "index", "prepared", "view")
-
-    layer: ViewLayer
+    __slots__ = ("end", "first", "home", "index", "view")
 
     def __init__(self, layer: ViewLayer, parent: ViewDir | None, name: bytes, index: int) -> None:
         super().__init__(layer, parent, name)
+        self.home = layer
         self.view = layer.view
         self.index = index
         self.first, self.end = self.view.span(index)
@@ -263,7 +263,7 @@ class ViewDir(LayerDir):
         index = self.view.child[at]
         st = self._stat(index)
         if st.st_mode & 0o170000 == stat.S_IFDIR:
-            return Entry(Says.DIR, self, name, st, self.layer.subdir(index))
+            return Entry(Says.DIR, self, name, st, self.home.subdir(index))
         return Entry(Says.FILE, self, name, st, None)
 
     def scan(self) -> Iterator[Scanned]:
@@ -289,9 +289,9 @@ class ViewDir(LayerDir):
 
     def open_data(self, name: bytes, ino: int | None) -> int:
         index = self._find(name)
-        if ino is not None and self.layer.base + index != ino:
+        if ino is not None and self.home.base + index != ino:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return self.layer.open_object(self.view.object(index))
+        return self.home.open_object(self.view.object(index))
 
     # -- prepared replies (unionfs.prepared.PreparedDir) ----------------------------------------
 
@@ -301,7 +301,7 @@ class ViewDir(LayerDir):
         at = self.view.find(self.index, name)
         if at < 0:
             return None
-        counts = self.layer.counts
+        counts = self.home.counts
         if counts[at] < _FULL:
             counts[at] += 1
         return Attr._make(self.view.attr(self.view.child[at]))
@@ -317,7 +317,7 @@ class ViewDir(LayerDir):
         ends = view.plus_ends
         start = ends[first]
         end = bisect_right(ends, start + size, first, self.end + 1) - 1
-        counts = self.layer.counts
+        counts = self.home.counts
         counts[first:end] = counts[first:end].translate(_MORE)
         return view.whole[view.plus_at + start : view.plus_at + ends[end]]
 

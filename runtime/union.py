@@ -70,12 +70,10 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
         [",".join(_words(plan))], lowers=[], upper=None, work=None, mountpoint=root.mountpoint
     )
     if root.view:
-        from dataclasses import replace
-
         from runtime.images import layer_opener
 
-        opened = replace(options.union, open_layer=layer_opener(root.roots))
-        options = replace(options, union=opened)
+        opened = options.union.replace(open_layer=layer_opener(root.roots))
+        options = options.replace(union=opened)
     options = mount_options.check(options)
     union = daemon.open_union(options)
     request = MountRequest(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,7 +160,7 @@ def test_a_union_mounted_read_only_shows_the_index_and_leaves_it(make_layers: Ma
     with Rig(layers, index=True) as union:
         union.write(b"a", 0, b"DATA")
     words = MountOptions(
-        union=replace(union.options, read_only=True, index=False), mountpoint="/nowhere"
+        union=union.options.replace(read_only=True, index=False), mountpoint="/nowhere"
     )
     opened = open_union(words)
     with opened.monitor:

@@ -16,7 +16,7 @@ Note = tuple[int, int]
 
 def listing_of(*names: bytes, whiteouts: tuple[tuple[bytes, int], ...] = ()) -> Listing:
     """A listing of files in layer 1, and of whiteouts (name, layer)."""
-    merged: dict[bytes, tuple[Says, Note]] = dict.fromkeys(names, (Says.FILE, (1, stat.S_IFREG)))
+    merged: dict[bytes, tuple[int, Note]] = dict.fromkeys(names, (Says.FILE, (1, stat.S_IFREG)))
     merged |= {name: (Says.WHITEOUT, (layer, 0)) for name, layer in whiteouts}
     return Listing(merged, 0.0)
 

@@ -7,19 +7,22 @@ gives up the monitor; the inode is ``busy`` meanwhile.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
 
 from unionfs import formats, hardlinks, index, steps
+from unionfs.errors import suppress
 from unionfs.inode import Inode
 from unionfs.layer import LayerDir
 from unionfs.sys import calls
 from unionfs.union import Union
 from unionfs.upper import Upper
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    pass
 
 #: Up to this size data is copied without letting others run: a switch of threads costs more.
 _INLINE_BYTES = 256 << 10
@@ -31,14 +34,17 @@ _CANNOT_COPY = frozenset(
 )
 
 
-@contextlib.contextmanager
-def kept_times(directory: LayerDir) -> Iterator[None]:
+class kept_times:
     """Copying up a child is no change of its directory: put the directory's times back."""
-    st = directory.stat_self()
-    try:
-        yield
-    finally:
-        calls.utimensat(directory.dirfd(), b".", *steps.times_of(st))
+
+    def __init__(self, directory: LayerDir) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        self._times = steps.times_of(self._directory.stat_self())
+
+    def __exit__(self, *exc: object) -> None:
+        calls.utimensat(self._directory.dirfd(), b".", *self._times)
 
 
 def ensure_dir(union: Union, inode: Inode) -> LayerDir:
@@ -392,7 +398,7 @@ def _materialise(union: Union, upper: Upper, inode: Inode) -> None:
         path = b"/proc/self/fd/%d" % fd
         os.utime(fd, ns=(st.st_atime_ns, st.st_mtime_ns))
         for name in (*formats.METACOPY_NAMES, *formats.REDIRECT_NAMES):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 upper.run(steps.RemoveXattr(path, name))
         while inode.users:
             union.monitor.wait_idle()
@@ -429,15 +435,15 @@ def _owner_on_disk(union: Union, st: os.stat_result) -> tuple[int, int]:
     )
 
 
-@contextlib.contextmanager
-def _kept_owner() -> Iterator[None]:
+class _kept_owner:
     """An owner that has no name in our user namespace (chown(2): EINVAL) cannot be kept: EPERM."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EINVAL:
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and error.errno == errno.EINVAL:
             raise OSError(errno.EPERM, "this owner cannot be kept here") from None
-        raise
 
 
 def set_owner_fd(union: Union, fd: int, st: os.stat_result) -> None:

@@ -47,7 +47,7 @@ def has_whiteout(union: Union, parent: Inode, directory: LayerDir, name: bytes) 
         if not directory.whs or name not in directory.whs:
             return True
     entry = directory.probe(name)
-    return entry is not None and entry.says is Says.WHITEOUT and entry.st.st_mode != 0
+    return entry is not None and entry.says == Says.WHITEOUT and entry.st.st_mode != 0
 
 
 class _Birth:

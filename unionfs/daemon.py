@@ -7,29 +7,30 @@ request has been answered.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import select
-import signal
 import sys
 import time
-from dataclasses import replace
-from typing import IO, TYPE_CHECKING, NoReturn, Protocol
 
 from unionfs import __version__, index, masks
-from unionfs.errors import UserError
+from unionfs.errors import UserError, suppress
 from unionfs.live import Changes
+from unionfs.monitor import Event
 from unionfs.ops import Ops
 from unionfs.options import MountOptions
+from unionfs.record import Protocol
 from unionfs.sys import calls
 from unionfs.sys.mountinfo import MOUNTINFO
 from unionfs.union import Union
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import threading
+    import signal
+    from typing import IO, NoReturn
 
     from unionfs.types import LayerOpener
+else:
+    import _signal as signal  # without its enumerations
 
 VOLATILE_GUARD = b"work/incompat/volatile"
 #: As much as one READ may ask for: a message a MiB instead of eight.
@@ -41,8 +42,8 @@ class Engine(Protocol):
 
     name: str
     features: list[str]
-    ready: threading.Event
-    done: threading.Event
+    ready: Event
+    done: Event
 
     def start(self) -> None:
         """Serve in threads of its own."""
@@ -62,7 +63,7 @@ def open_union(options: MountOptions, open_layer: LayerOpener | None = None) -> 
     Raises:
         UserError: locked, a dirty volatile work directory, a layer that cannot be opened.
     """
-    told = replace(options.union, open_layer=open_layer) if open_layer else options.union
+    told = options.union.replace(open_layer=open_layer) if open_layer else options.union
     for path in told.lowers if told.open_layer is None else ():
         if os.path.isfile(path):
             raise UserError(f"lower {os.fsdecode(path)}: not a directory")
@@ -94,7 +95,7 @@ def open_union(options: MountOptions, open_layer: LayerOpener | None = None) -> 
 def _check_volatile(union: Union) -> None:
     upper = union.upper
     assert upper is not None
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         os.stat(VOLATILE_GUARD, dir_fd=upper.work_fd)
         raise UserError(
             f"{os.fsdecode(upper.layer.path)} was mounted volatile and not unmounted cleanly:"
@@ -104,7 +105,7 @@ def _check_volatile(union: Union) -> None:
         )
     if union.options.volatile:
         for name in (b"work", b"work/incompat", VOLATILE_GUARD):
-            with contextlib.suppress(FileExistsError):
+            with suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=upper.work_fd)
 
 
@@ -114,7 +115,7 @@ def _clear_volatile(union: Union) -> None:
     if upper is not None and union.options.volatile:
         calls.syncfs(upper.upper_fd)
         for name in (VOLATILE_GUARD, b"work/incompat", b"work"):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.rmdir(name, dir_fd=upper.work_fd)
 
 
@@ -125,15 +126,27 @@ def resident_bytes() -> int:
 
 
 def _wake(pipe: int) -> None:
-    with contextlib.suppress(BlockingIOError):  # full: it wakes anyway
+    with suppress(BlockingIOError):  # full: it wakes anyway
         os.write(pipe, b"\0")
 
 
 class Daemon:
-    """One mounted union and the engine that serves it."""
+    """One mounted union and the engine that serves it.
 
-    def __init__(self, options: MountOptions, union: Union, fd: int, trace: IO[str] | None) -> None:
+    ``discard``: the caller throws the upper away afterwards, so nothing is written out at the end.
+    """
+
+    def __init__(
+        self,
+        options: MountOptions,
+        union: Union,
+        fd: int,
+        trace: IO[str] | None,
+        *,
+        discard: bool = False,
+    ) -> None:
         self.options = options
+        self._discard = discard
         self.union = union
         self.ops = Ops(union)
         self.ops.stats = self.stats
@@ -177,6 +190,8 @@ class Daemon:
         if union.upper is not None:
             state["whiteouts"] = union.upper.whiteout_style
             state["xattr_prefix"] = os.fsdecode(union.upper.prefix or b"")
+        import json  # slow to load, for what most mounts are never asked
+
         return json.dumps(state).encode()
 
     def serve(self, ready: int | None) -> int:
@@ -199,7 +214,7 @@ class Daemon:
         if calls.in_initial_user_namespace():
             from unionfs.engine.mounting import read_ahead
 
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 read_ahead(self.options.mountpoint, _READ_AHEAD_KIB)
         if ready is not None:
             os.write(ready, b"1")
@@ -214,7 +229,7 @@ class Daemon:
         """The engine ended before it had begun: leave nothing behind."""
         from unionfs.engine.mounting import unmount
 
-        with contextlib.suppress(UserError):
+        with suppress(UserError):
             unmount(self.options.mountpoint, lazy=True)
         self._finish()
         reason = getattr(self.engine, "last_error", "").strip().rpartition("\n")[2]
@@ -241,7 +256,7 @@ class Daemon:
                         changes = self.union.watcher.read()
                     if changes:
                         self.engine.invalidate(changes)
-                with contextlib.suppress(BlockingIOError):
+                with suppress(BlockingIOError):
                     os.read(wake_read, 4096)
                 self.union.fds.close_dead()
                 while wanted:
@@ -267,13 +282,13 @@ class Daemon:
     def _finish(self) -> None:
         with self.union.monitor:
             upper = self.union.upper
-            if upper is not None:
-                with contextlib.suppress(OSError):
+            if upper is not None and not self._discard:
+                with suppress(OSError):
                     upper.sweep()
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     _clear_volatile(self.union)
             self.union.close()
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.close(self.fd)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Final
 
 from unionfs import steps
 from unionfs.copyup import copy_up, ensure_dir, override_value
@@ -18,6 +17,10 @@ from unionfs.layer import edit_stat
 from unionfs.sys import calls
 from unionfs.types import SetAttr
 from unionfs.union import Union
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _WOULD_BLOCK: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL})
 _FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK

@@ -225,9 +225,9 @@ class _Comparison:
                     return [entry], before
             return self.union.resolve_in(pair.now, name), before
         top = pair.now[0].probe(name) or self._from_index(pair.path, name)
-        if top is None or top.says is Says.WHITEOUT:
+        if top is None or top.says == Says.WHITEOUT:
             return [], before if top is not None else []
-        if top.says is not Says.DIR:
+        if top.says != Says.DIR:
             return [top], before
         assert top.sub is not None
         if top.sub.redirect is not None:

@@ -7,14 +7,16 @@ requests: a number handed out inside the monitor is good until it is left.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from unionfs.errors import suppress
+from unionfs.record import OrderedDict
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unionfs.inode import Inode
     from unionfs.layer import LayerDir
 
@@ -118,7 +120,7 @@ class Descriptors:
     def close_dead(self) -> None:
         """Close what ``release`` put aside. Without the monitor."""
         while self._dead:
-            with contextlib.suppress(OSError):  # the file is gone: nobody waits for its data
+            with suppress(OSError):  # the file is gone: nobody waits for its data
                 os.close(self._dead.pop())
 
     def drop_dir(self, directory: LayerDir) -> None:

@@ -7,7 +7,10 @@ specification ("layer.md"). Nothing here touches a filesystem.
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
 
 WH_PREFIX: Final = b".wh."
 WH_OPAQUE: Final = b".wh..wh..opq"

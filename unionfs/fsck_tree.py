@@ -126,7 +126,7 @@ class Tree:
         dirs = [entry.sub for entry in found if entry.sub is not None]
         if not dirs:
             return None
-        opaque = found[0].says is Says.OPAQUE_DIR
+        opaque = found[0].says == Says.OPAQUE_DIR
         self._contradictions(path, marks)
         redirects = values_of(marks, formats.REDIRECT)
         if redirects and opaque:

@@ -6,37 +6,47 @@ mount (d_ino of the directory entries suffices). How a copy gets them: ``index``
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from unionfs import formats
+from unionfs.errors import suppress
 from unionfs.inode import Inode
 from unionfs.layer import Layer
 from unionfs.sys import calls
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from unionfs.union import Union
 
 #: Paths from here on are walked part by part (PATH_MAX).
 _LONG = 3900
 
 
-@contextlib.contextmanager
-def _entries(top: int, path: bytes) -> Iterator[Iterator[os.DirEntry[bytes]]]:
+class _entries:
     """scandir of a directory beneath ``top``."""
-    if len(path) < _LONG:
-        with os.scandir(b"/proc/self/fd/%d/%s" % (top, path)) as entries:
-            yield entries
-        return
-    fd = calls.open_deep(top, path)
-    try:
-        with os.scandir(b"/proc/self/fd/%d" % fd) as entries:
-            yield entries
-    finally:
-        os.close(fd)
+
+    def __init__(self, top: int, path: bytes) -> None:
+        self._fd = -1 if len(path) < _LONG else calls.open_deep(top, path)
+        self._path = b"/proc/self/fd/%d/%s" % ((top, path) if self._fd < 0 else (self._fd, b""))
+
+    def __enter__(self) -> Iterator[os.DirEntry[bytes]]:
+        try:
+            self._scan = os.scandir(self._path)
+        except BaseException:
+            self._close()
+            raise
+        return self._scan
+
+    def __exit__(self, *exc: object) -> None:
+        self._scan.close()
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 def scan_layer(layer: Layer) -> dict[int, list[bytes]]:
@@ -108,7 +118,7 @@ def has_redirects(layer: Layer) -> bool:
             path = pending.pop()
             if path in layer.masks:
                 continue
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 if path and _is_redirected(top, path):
                     return True
                 with _entries(top, path) as entries:

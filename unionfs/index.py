@@ -13,20 +13,21 @@ the upper under the others too, and gives them when they are changed.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from unionfs import steps
+from unionfs.errors import suppress
 from unionfs.layer import Entry, LayerDir
 from unionfs.resolve import Says
 from unionfs.sys import calls
 from unionfs.upper import remove_tree
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from unionfs.inode import Inode
     from unionfs.union import Union
     from unionfs.upper import Upper
@@ -117,12 +118,12 @@ def publish(
     except BaseException:
         for parent, name in given:
             union.forget_listing(parent)
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 fd = union.updir(parent).dirfd()
                 if os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino == real:
                     os.unlink(name, dir_fd=fd)
         _forget(union, known)
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             _discard(upper, folder)
         upper.discard(folder)
         raise
@@ -167,7 +168,7 @@ def _forget(union: Union, known: Indexed) -> None:
 def _discard(upper: Upper, folder: bytes) -> None:
     """Out of the index by one step; what is left over then, a mount sweeps."""
     upper.run(steps.Rename(upper.index_fd, folder, upper.stage_fd, folder))
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         upper.discard(folder)
 
 
@@ -225,7 +226,7 @@ def _give(union: Union, known: Indexed, parent: Inode, name: bytes) -> None:
     upper = union.need_upper()
     directory = union.updir(parent)
     kind = stat.S_IFMT(upper.index_dir.stat(known.name).st_mode)
-    with kept_times(directory), contextlib.suppress(FileExistsError):
+    with kept_times(directory), suppress(FileExistsError):
         upper.run(steps.Link(upper.index_fd, known.name, directory.dirfd(), name))
     union.note_name(parent, name, kind)
 
@@ -296,7 +297,7 @@ def _link(upper: Upper, folder: bytes, path: bytes) -> None:
     """
     above, _, name = path.rpartition(b"/")
     source = folder + b"/" + FILE
-    with contextlib.suppress(FileExistsError, FileNotFoundError, NotADirectoryError):
+    with suppress(FileExistsError, FileNotFoundError, NotADirectoryError):
         fd = calls.open_deep(upper.upper_fd, above)
         try:
             st = os.fstat(fd)

@@ -9,9 +9,11 @@ but possibly open: it is kept reachable by ``pin`` (see ``orphans``).
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING, Final
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from unionfs.index import Indexed
     from unionfs.layer import LayerDir
     from unionfs.listing import Listing

@@ -14,26 +14,29 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from typing import NamedTuple
 
 from unionfs import formats
 from unionfs.fds import Descriptors
 from unionfs.listing import cookie_of
 from unionfs.prepared import PreparedDir, PreparedLayer
+from unionfs.record import Row
 from unionfs.resolve import Says
 from unionfs.sys import calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
 _NO_XATTR = frozenset({errno.ENOTSUP, errno.ENODATA, errno.EPERM, errno.EACCES, errno.ENOENT})
 _O_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Scanned(NamedTuple):
+class Scanned(Row):
     """One name of a directory listing: its answer and its S_IFMT bits."""
 
     name: bytes
-    says: Says
+    says: int
     kind: int
 
 
@@ -51,11 +54,9 @@ class Layer:
         indexed: it is no tree on disk but an index of one, see ``prepared``.
     """
 
-    indexed = False
-    prepared: PreparedLayer | None = None
-    cookie_of = staticmethod(cookie_of)
-
     def __init__(self, path: bytes, index: int, fds: Descriptors) -> None:
+        self.indexed = False
+        self.prepared: PreparedLayer | None = None
         self.path = path
         self.index = index
         self.is_upper = index == 0
@@ -96,6 +97,10 @@ class Layer:
         """statvfs(3) of the filesystem that the layer is on."""
         return os.fstatvfs(self.root.fd)
 
+    def cookie_of(self, name: bytes) -> int:
+        """Where a name of a directory of this layer stands in a listing; see ``listing``."""
+        return cookie_of(name)
+
     def link_paths(self) -> dict[int, list[bytes]]:
         """Of an indexed layer: paths of every file with several names, by number."""
         raise NotImplementedError
@@ -117,8 +122,6 @@ class LayerDir:
         prepared: of an indexed layer, replies that need no look at a disk.
     """
 
-    prepared: PreparedDir | None = None
-
     __slots__ = (
         "default_acl",
         "fd",
@@ -129,6 +132,7 @@ class LayerDir:
         "opaque",
         "origin",
         "parent",
+        "prepared",
         "redirect",
         "used",
         "whs",
@@ -139,6 +143,7 @@ class LayerDir:
         self.layer = layer
         self.parent = parent
         self.name = name
+        self.prepared: PreparedDir | None = None
         self.fd = -1
         self.used = False
         self.default_acl: bytes | None = None
@@ -425,10 +430,10 @@ class LayerDir:
                     yield Scanned(name, Says.WHITEOUT, 0)
 
 
-class Entry(NamedTuple):
+class Entry(Row):
     """What one layer holds under a name; ``says`` is never ABSENT."""
 
-    says: Says
+    says: int
     dir: LayerDir
     name: bytes
     st: os.stat_result

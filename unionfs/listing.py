@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import stat
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from typing import Final
 
 from unionfs.resolve import Says
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Final
 
 _MASK: Final = 0x7FFFFFFFFFFFFFF0
 _FIRST: Final = 16
@@ -35,7 +38,7 @@ class Listing:
 
     def __init__(
         self,
-        merged: dict[bytes, tuple[Says, tuple[int, int]]],
+        merged: dict[bytes, tuple[int, tuple[int, int]]],
         stamp: float,
         place: Callable[[bytes], int] = cookie_of,
     ) -> None:
@@ -48,7 +51,7 @@ class Listing:
         self._order: list[tuple[int, bytes]] | None = None
         self._new: list[tuple[int, bytes]] = []
         for name, (says, note) in merged.items():
-            if says is Says.WHITEOUT:
+            if says == Says.WHITEOUT:
                 if note[0] == 0:
                     self.whiteouts.add(name)
                 continue

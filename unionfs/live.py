@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING, Final
 
 from unionfs.sys import calls
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from unionfs.inode import Inode
     from unionfs.layer import LayerDir
     from unionfs.union import Union

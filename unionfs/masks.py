@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable
-
+from unionfs.errors import suppress
 from unionfs.live import Watcher
 from unionfs.sys.mountinfo import read_mounts
 from unionfs.union import Union
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def _beneath(path: bytes, root: bytes) -> bytes | None:
@@ -45,5 +47,5 @@ def update(union: Union) -> None:
             # What holds mount points or our own directories is in use, like a host's root.
             layer.live = not layer.is_upper and bool(layer.masks)
     if union.watcher is None and any(layer and layer.live for layer in union.layers):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             union.watcher = Watcher(union)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
 
 from unionfs import attributes, create, data, remove, rename
 from unionfs.copyup import copy_up
@@ -21,6 +20,10 @@ from unionfs.prepared import PreparedDir
 from unionfs.sys import calls
 from unionfs.types import Attr, Caller, DirEntry, SetAttr
 from unionfs.union import Union
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 #: A virtual attribute of the root directory: the engine's and the union's state as JSON.
 STATS_XATTR = b"user.pyunion.stats"

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
-from dataclasses import dataclass, field, replace
 
 from unionfs.errors import UserError
+from unionfs.record import Record
 from unionfs.sys import calls
 from unionfs.sys.mountinfo import read_mounts
 from unionfs.types import IdMap, Options
@@ -27,8 +26,7 @@ _IGNORED = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(Record):
     """Everything that mounting needs, before any file is touched.
 
     ``union`` holds what the union itself is told; ``unknown`` the words not understood.
@@ -52,7 +50,7 @@ class MountOptions:
     acl: bool = True
     busy_poll: int = 50
     unknown: tuple[str, ...] = ()
-    flags: frozenset[str] = field(default_factory=frozenset)
+    flags: frozenset[str] = frozenset()
 
 
 def split_escaped(text: str, separator: str, *, quotes: bool = False) -> list[str]:
@@ -100,7 +98,7 @@ def split_layers(text: str) -> list[str]:
 
 def _plain(text: str) -> str:
     """A single path of an option, its ``\\:`` and ``\\\\`` undone."""
-    return re.sub(r"\\([:\\])", r"\1", text)
+    return "\\".join(part.replace("\\:", ":") for part in text.split("\\\\"))
 
 
 def _number(word: str, value: str, convert: type[int] | type[float]) -> float:
@@ -178,7 +176,7 @@ def build(
             unknown.append(f"{word}={values[word]}" if values[word] else word)
         else:
             options = changed
-    return replace(options, unknown=tuple(unknown))
+    return options.replace(unknown=tuple(unknown))
 
 
 def _default_redirect() -> str:
@@ -193,84 +191,84 @@ def _apply(options: MountOptions, word: str, value: str) -> MountOptions | None:
         case "lowerdir" | "upperdir" | "workdir":
             return options
         case "ro":
-            return replace(options, union=replace(union, read_only=True))
+            return options.replace(union=union.replace(read_only=True))
         case "volatile":
-            return replace(options, union=replace(union, volatile=True))
+            return options.replace(union=union.replace(volatile=True))
         case "fsync":
-            return replace(options, union=replace(union, volatile=value == "0"))
+            return options.replace(union=union.replace(volatile=value == "0"))
         case "redirect_dir":
             if value not in ("on", "off", "copy", "follow", "nofollow"):
                 raise UserError(f"redirect_dir={value}: expected copy or on")
             mode = "on" if value == "on" else "copy"
-            return replace(options, union=replace(union, redirect_dir=mode))
+            return options.replace(union=union.replace(redirect_dir=mode))
         case "index":
             if value not in ("on", "off"):
                 raise UserError(f"index={value}: expected on or off")
-            return replace(options, union=replace(union, index=value == "on"))
+            return options.replace(union=union.replace(index=value == "on"))
         case "copyup":
             if value not in ("open", "write"):
                 raise UserError(f"copyup={value}: expected open or write")
-            return replace(options, union=replace(union, copyup_at_open=value == "open"))
+            return options.replace(union=union.replace(copyup_at_open=value == "open"))
         case "timeout":
             seconds = _number(word, value, float)
             if not seconds >= 0:
                 raise UserError("timeout: expected seconds, 0 or more")
             trusted = seconds if seconds < 1 << 32 else None
-            return replace(options, union=replace(union, timeout=trusted))
+            return options.replace(union=union.replace(timeout=trusted))
         case "busy_poll":
             micros = int(_number(word, value, int))
             if not 0 <= micros <= 10_000:
                 raise UserError("busy_poll: expected microseconds, 0 to 10000")
-            return replace(options, busy_poll=micros)
+            return options.replace(busy_poll=micros)
         case "writeback":
-            return replace(options, union=replace(union, writeback=value != "0"))
+            return options.replace(union=union.replace(writeback=value != "0"))
         case "noacl":
-            return replace(options, acl=False, union=replace(union, noacl=True))
+            return options.replace(acl=False, union=union.replace(noacl=True))
         case "noxattrs":
-            return replace(options, union=replace(union, noxattrs=value != "0"))
+            return options.replace(union=union.replace(noxattrs=value != "0"))
         case "static_nlink":
-            return replace(options, union=replace(union, static_nlink=value != "0"))
+            return options.replace(union=union.replace(static_nlink=value != "0"))
         case "squash_to_root":
             if value == "0":
                 return options
-            return replace(options, union=replace(union, squash_uid=0, squash_gid=0))
+            return options.replace(union=union.replace(squash_uid=0, squash_gid=0))
         case "squash_to_uid":
-            return replace(options, union=replace(union, squash_uid=_id(word, value)))
+            return options.replace(union=union.replace(squash_uid=_id(word, value)))
         case "squash_to_gid":
-            return replace(options, union=replace(union, squash_gid=_id(word, value)))
+            return options.replace(union=union.replace(squash_gid=_id(word, value)))
         case "uidmapping":
-            return replace(options, union=replace(union, uid_map=_id_map(word, value)))
+            return options.replace(union=union.replace(uid_map=_id_map(word, value)))
         case "gidmapping":
-            return replace(options, union=replace(union, gid_map=_id_map(word, value)))
+            return options.replace(union=union.replace(gid_map=_id_map(word, value)))
         case "xattr_permissions":
             level = int(_number(word, value, int))
             if level not in (0, 1, 2):
                 raise UserError(f"xattr_permissions={value}: expected 0, 1 or 2")
-            return replace(options, union=replace(union, xattr_permissions=level))
+            return options.replace(union=union.replace(xattr_permissions=level))
         case "suid" | "nosuid":
-            return replace(options, suid=word == "suid")
+            return options.replace(suid=word == "suid")
         case "dev" | "nodev":
-            return replace(options, dev=word == "dev")
+            return options.replace(dev=word == "dev")
         case "exec" | "noexec":
-            return replace(options, noexec=word == "noexec")
+            return options.replace(noexec=word == "noexec")
         case "atime" | "noatime":
-            return replace(options, atime=word == "atime")
+            return options.replace(atime=word == "atime")
         case "allow_other":
-            return replace(options, allow_other=True)
+            return options.replace(allow_other=True)
         case "allow_root":
-            return replace(options, allow_root=True)
+            return options.replace(allow_root=True)
         case "fsname":
-            return replace(options, fsname=value)
+            return options.replace(fsname=value)
         case "subtype":
             if not value:
                 raise UserError("subtype=: expected a name")
-            return replace(options, subtype=value)
+            return options.replace(subtype=value)
         case "debug":
-            return replace(options, debug=True)
+            return options.replace(debug=True)
         case "engine":
             if value not in ("auto", "direct", "pyfuse3"):
                 raise UserError(f"engine={value}: expected auto, direct or pyfuse3")
-            return replace(options, engine=value)
+            return options.replace(engine=value)
     return options if word in _IGNORED or word.startswith("x-") else None
 
 
@@ -317,8 +315,8 @@ def check(options: MountOptions) -> MountOptions:
     if union.upper is None:
         if union.work is not None:
             raise UserError("a work directory without an upper", "give upperdir= as well")
-        union = replace(union, lowers=lowers, read_only=True, mountpoint=os.fsencode(mountpoint))
-        return replace(options, union=union, mountpoint=mountpoint)
+        union = union.replace(lowers=lowers, read_only=True, mountpoint=os.fsencode(mountpoint))
+        return options.replace(union=union, mountpoint=mountpoint)
     upper = _directory(union.upper, "upper")
     work = _work_directory(upper, union.work)
     for lower in lowers:
@@ -339,10 +337,8 @@ def check(options: MountOptions) -> MountOptions:
         )
     if _is_inside(upper, work):
         raise UserError(f"upper {os.fsdecode(upper)} lies inside the work directory")
-    union = replace(
-        union, lowers=lowers, upper=upper, work=work, mountpoint=os.fsencode(mountpoint)
-    )
-    return replace(options, union=union, mountpoint=mountpoint)
+    union = union.replace(lowers=lowers, upper=upper, work=work, mountpoint=os.fsencode(mountpoint))
+    return options.replace(union=union, mountpoint=mountpoint)
 
 
 def _check_not_mounted(mountpoint: str) -> None:

@@ -9,15 +9,15 @@ they are counted here, and an inode comes into the table when something is asked
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
-
+from unionfs.record import Protocol, Row
 from unionfs.types import Attr
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unionfs.layer import LayerDir
 
 
-class Known(NamedTuple):
+class Known(Row):
     """An inode of an indexed layer: its type, one name, and the directory above (0: the root)."""
 
     kind: int

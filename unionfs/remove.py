@@ -7,13 +7,13 @@ held that way, by moving it to WORK/pyunion/orphans instead of removing it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 
 from unionfs import index, steps
 from unionfs.copyup import copy_up, ensure_dir
+from unionfs.errors import suppress
 from unionfs.inode import Inode
 from unionfs.layer import Entry, LayerDir
 from unionfs.union import Union
@@ -200,7 +200,7 @@ def clear_whiteouts(union: Union, inode: Inode) -> None:
             name = os.fsencode(text)
             if name in visible:
                 continue
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 if name != b".wh..wh..opq":
                     remove_tree(fd, name)
         if upper.after_step is not None:

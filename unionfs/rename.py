@@ -8,7 +8,6 @@ follows is one renameat2 that also leaves the whiteout.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -16,6 +15,7 @@ import stat
 from unionfs import formats, index, steps
 from unionfs.copyup import copy_up, ensure_dir, kept_times
 from unionfs.create import check_name, has_whiteout
+from unionfs.errors import suppress
 from unionfs.inode import Inode
 from unionfs.layer import LayerDir
 from unionfs.remove import (
@@ -333,7 +333,7 @@ def _remove_opaque_file(union: Union, target: Inode) -> None:
         return
     directory = union.updir(target)
     upper.run(steps.SetXattr(directory.proc_path(b""), upper.prefix + formats.OPAQUE, b"y"))
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         upper.run(steps.Unlink(directory.dirfd(), formats.WH_OPAQUE))
 
 

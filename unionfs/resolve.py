@@ -8,30 +8,32 @@ and "whiteouts and opaque directories"; OCI image-spec layer.md, "Whiteouts".
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from unionfs.record import Protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Final, TypeVar
+
+    S = TypeVar("S", bound="Said")
+    N = TypeVar("N")
 
 
-class Says(enum.IntEnum):
-    """What one layer says of one name."""
+class Says:
+    """What one layer says of one name: one of these numbers."""
 
-    ABSENT = 0
-    WHITEOUT = 1
-    FILE = 2
-    DIR = 3
-    OPAQUE_DIR = 4
+    ABSENT: Final = 0
+    WHITEOUT: Final = 1
+    FILE: Final = 2
+    DIR: Final = 3
+    OPAQUE_DIR: Final = 4
 
 
 class Said(Protocol):
     """Anything that carries a layer's answer."""
 
     @property
-    def says(self) -> Says: ...
-
-
-S = TypeVar("S", bound=Said)
-N = TypeVar("N")
+    def says(self) -> int: ...
 
 
 def resolve(answers: Iterable[S]) -> list[S]:
@@ -43,28 +45,28 @@ def resolve(answers: Iterable[S]) -> list[S]:
     stack: list[S] = []
     for answer in answers:
         says = answer.says
-        if says is Says.ABSENT:
+        if says == Says.ABSENT:
             continue
-        if says is Says.WHITEOUT:
+        if says == Says.WHITEOUT:
             break
-        if says is Says.FILE:
+        if says == Says.FILE:
             if not stack:
                 stack.append(answer)
             break
         stack.append(answer)
-        if says is Says.OPAQUE_DIR:
+        if says == Says.OPAQUE_DIR:
             break
     return stack
 
 
-def merge(listings: Iterable[Iterable[tuple[bytes, Says, N]]]) -> dict[bytes, tuple[Says, N]]:
+def merge(listings: Iterable[Iterable[tuple[bytes, int, N]]]) -> dict[bytes, tuple[int, N]]:
     """Every name that some layer mentions, with the answer of the topmost that does.
 
     That answer decides whether ``resolve`` finds the name and of what type, so
     nothing beneath it is looked at. Whiteouts stay in the result: a caller that
     creates a name must know that one lies there.
     """
-    merged: dict[bytes, tuple[Says, N]] = {}
+    merged: dict[bytes, tuple[int, N]] = {}
     for listing in listings:
         for name, says, note in listing:
             if name not in merged:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple, Protocol
 
+from unionfs.record import Protocol, Row
 from unionfs.sys import calls
 
 
@@ -28,7 +28,7 @@ def _text(name: bytes) -> str:
     return repr(os.fsdecode(name))
 
 
-class Mkdir(NamedTuple):
+class Mkdir(Row):
     """mkdirat(2)."""
 
     dir_fd: int
@@ -42,7 +42,7 @@ class Mkdir(NamedTuple):
         return f"mkdir {_text(self.name)} {self.mode:o}"
 
 
-class Mknod(NamedTuple):
+class Mknod(Row):
     """mknodat(2)."""
 
     dir_fd: int
@@ -57,7 +57,7 @@ class Mknod(NamedTuple):
         return f"mknod {_text(self.name)} {self.mode:o}"
 
 
-class Symlink(NamedTuple):
+class Symlink(Row):
     """symlinkat(2)."""
 
     target: bytes
@@ -71,7 +71,7 @@ class Symlink(NamedTuple):
         return f"symlink {_text(self.name)} -> {_text(self.target)}"
 
 
-class Link(NamedTuple):
+class Link(Row):
     """linkat(2) of a name."""
 
     old_dir: int
@@ -92,7 +92,7 @@ class Link(NamedTuple):
         return f"link {_text(self.old)} as {_text(self.new)}"
 
 
-class LinkFd(NamedTuple):
+class LinkFd(Row):
     """linkat(2) of an open file without a name, through /proc/self/fd (open(2), O_TMPFILE)."""
 
     fd: int
@@ -108,7 +108,7 @@ class LinkFd(NamedTuple):
         return f"link fd as {_text(self.new)}"
 
 
-class Unlink(NamedTuple):
+class Unlink(Row):
     """unlinkat(2) of a file."""
 
     dir_fd: int
@@ -121,7 +121,7 @@ class Unlink(NamedTuple):
         return f"unlink {_text(self.name)}"
 
 
-class Rmdir(NamedTuple):
+class Rmdir(Row):
     """unlinkat(2) of an empty directory."""
 
     dir_fd: int
@@ -134,7 +134,7 @@ class Rmdir(NamedTuple):
         return f"rmdir {_text(self.name)}"
 
 
-class Rename(NamedTuple):
+class Rename(Row):
     """renameat2(2)."""
 
     old_dir: int
@@ -154,7 +154,7 @@ class Rename(NamedTuple):
         return f"rename {_text(self.old)} to {_text(self.new)}{flags}"
 
 
-class SetXattr(NamedTuple):
+class SetXattr(Row):
     """lsetxattr(2) by path."""
 
     path: bytes
@@ -169,7 +169,7 @@ class SetXattr(NamedTuple):
         return f"setxattr {os.fsdecode(self.name)}"
 
 
-class RemoveXattr(NamedTuple):
+class RemoveXattr(Row):
     """lremovexattr(2) by path."""
 
     path: bytes
@@ -182,7 +182,7 @@ class RemoveXattr(NamedTuple):
         return f"removexattr {os.fsdecode(self.name)}"
 
 
-class Chown(NamedTuple):
+class Chown(Row):
     """fchownat(2), not through a symlink; -1 leaves an id as it is."""
 
     dir_fd: int
@@ -197,7 +197,7 @@ class Chown(NamedTuple):
         return f"chown {_text(self.name)} {self.uid}:{self.gid}"
 
 
-class Chmod(NamedTuple):
+class Chmod(Row):
     """fchmodat2(2), not through a symlink."""
 
     dir_fd: int
@@ -211,7 +211,7 @@ class Chmod(NamedTuple):
         return f"chmod {_text(self.name)} {self.mode:o}"
 
 
-class Utimens(NamedTuple):
+class Utimens(Row):
     """utimensat(2); times are (seconds, nanoseconds)."""
 
     dir_fd: int

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
 
+from unionfs.record import Record, Row
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     LayerOpener = Callable[[bytes, int, Descriptors], Layer]
 
 
-class Attr(NamedTuple):
+class Attr(Row):
     """stat(2) data, in the order of ``struct fuse_attr`` (include/uapi/linux/fuse.h).
 
     Times are seconds and nanoseconds; ``blocks`` counts 512 bytes; ``rdev`` is
@@ -40,7 +41,7 @@ class Attr(NamedTuple):
     flags: int
 
 
-class SetAttr(NamedTuple):
+class SetAttr(Row):
     """What a SETATTR changes; None leaves a field.
 
     Times are (seconds, nanoseconds); nanoseconds may be UTIME_NOW.
@@ -55,7 +56,7 @@ class SetAttr(NamedTuple):
     kill_suidgid: bool = False
 
 
-class Caller(NamedTuple):
+class Caller(Row):
     """Who asks: ids as seen in the union's user namespace, and the umask of a creating call."""
 
     uid: int
@@ -63,7 +64,7 @@ class Caller(NamedTuple):
     umask: int = 0
 
 
-class DirEntry(NamedTuple):
+class DirEntry(Row):
     """One name of a listing; ``cookie`` continues after it. ``attr`` is None in a plain READDIR."""
 
     cookie: int
@@ -73,8 +74,7 @@ class DirEntry(NamedTuple):
     attr: Attr | None
 
 
-@dataclass(frozen=True, slots=True)
-class IdMap:
+class IdMap(Record):
     """uidmapping/gidmapping of the mount_program contract: triples (container, host, count)."""
 
     ranges: tuple[tuple[int, int, int], ...] = ()
@@ -94,8 +94,7 @@ class IdMap:
         return -1 if self.ranges else number
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Record):
     """Everything a union is told at mount, resolved to absolute paths.
 
     ``redirect_dir`` is ``copy`` or ``on``. ``index``: a copy of a file with several names gets
@@ -120,8 +119,8 @@ class Options:
     static_nlink: bool = False
     squash_uid: int | None = None
     squash_gid: int | None = None
-    uid_map: IdMap = field(default_factory=IdMap)
-    gid_map: IdMap = field(default_factory=IdMap)
+    uid_map: IdMap = IdMap()
+    gid_map: IdMap = IdMap()
     xattr_permissions: int = 0
     writeback: bool = False
     read_only: bool = False

@@ -10,8 +10,6 @@ import errno
 import os
 import stat
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
 
 from unionfs import formats
 from unionfs.fds import Descriptors, raise_open_files_limit
@@ -22,10 +20,15 @@ from unionfs.listing import Listing
 from unionfs.live import Watcher
 from unionfs.monitor import Monitor
 from unionfs.prepared import PreparedDir, PreparedLayer
+from unionfs.record import OrderedDict
 from unionfs.resolve import Says, merge, resolve
 from unionfs.sys import calls
 from unionfs.types import Attr, Options, encode_rdev
 from unionfs.upper import Upper
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 _INO_BITS = 48
 _ALT = 1 << 62
@@ -513,7 +516,7 @@ class Union:
         else:
             answers = self.says(below, name)
         for entry in answers:
-            if entry.says is not Says.FILE or not stat.S_ISREG(entry.st.st_mode):
+            if entry.says != Says.FILE or not stat.S_ISREG(entry.st.st_mode):
                 break
             if entry.dir.first_xattr(entry.name, formats.METACOPY_NAMES) is None:
                 return entry.dir, entry.name
@@ -809,7 +812,7 @@ class Union:
         if self.watcher is not None:
             self.watcher.watch(inode, inode.dirs[-1])
 
-        def read(directory: LayerDir) -> Iterator[tuple[bytes, Says, tuple[int, int]]]:
+        def read(directory: LayerDir) -> Iterator[tuple[bytes, int, tuple[int, int]]]:
             index = directory.layer.index
             for name, says, kind in directory.scan():
                 yield name, says, (index, kind)

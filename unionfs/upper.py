@@ -17,19 +17,20 @@ by trying, once, in stage/.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import stat
-from collections.abc import Callable, Iterator
-from typing import Final
 
 from unionfs import formats, steps
-from unionfs.errors import UserError
+from unionfs.errors import UserError, suppress
 from unionfs.layer import Layer, LayerDir
 from unionfs.sys import calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
 
 OURS: Final = b"pyunion"
 _REDIRECTS: Final = b"redirects"
@@ -54,6 +55,20 @@ def _only_whiteouts(path: bytes) -> bool:
             if not (stat.S_ISCHR(st.st_mode) and st.st_rdev == 0):
                 return False
     return True
+
+
+class _Trial:
+    """A name in the stage to try something with; what is there is removed at the end."""
+
+    def __init__(self, upper: Upper) -> None:
+        self._stage = upper.stage_fd
+        self._name = upper.temp_name()
+
+    def __enter__(self) -> bytes:
+        return self._name
+
+    def __exit__(self, *exc: object) -> None:
+        remove_tree(self._stage, self._name)
 
 
 class Upper:
@@ -84,7 +99,7 @@ class Upper:
         self.tmpfile = self._probe_tmpfile()
         self.rename_whiteout = self.whiteout_style == "chardev" and self._probe_rename_whiteout()
         self._link_whiteouts = True
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.unlink(_WHITEOUT, dir_fd=self.ours_fd)  # it may be of another style or family
         self.records: dict[int, tuple[int, bytes]] = {}
         self._load_records()
@@ -120,7 +135,7 @@ class Upper:
             foreign = not os.path.isdir(os.path.join(work, OURS)) and bool(
                 os.listdir(self.upper_fd)
             )
-            with contextlib.suppress(FileExistsError):
+            with suppress(FileExistsError):
                 os.mkdir(OURS, 0o700, dir_fd=self.work_fd)
             self.ours_fd = os.open(OURS, _DIR_FLAGS, dir_fd=self.work_fd)
             self.may_have_redirects = _exists(self.ours_fd, _REDIRECTS)
@@ -148,7 +163,7 @@ class Upper:
         return name.isdigit() and (not os.path.isdir(path) or _only_whiteouts(path))
 
     def _sub(self, name: bytes) -> int:
-        with contextlib.suppress(FileExistsError):
+        with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.ours_fd)
         fd = os.open(name, _DIR_FLAGS, dir_fd=self.ours_fd)
         self._subs.append(fd)
@@ -167,20 +182,12 @@ class Upper:
 
     # -- abilities of the filesystem -----------------------------------------
 
-    @contextlib.contextmanager
-    def _trial(self) -> Iterator[bytes]:
-        name = self.temp_name()
-        try:
-            yield name
-        finally:
-            remove_tree(self.stage_fd, name)
-
     def stage_path(self, name: bytes) -> bytes:
         """A path to a staged file, for the calls that need one."""
         return b"/proc/self/fd/%d/%s" % (self.stage_fd, name)
 
     def _probe_prefix(self) -> bytes | None:
-        with self._trial() as name:
+        with _Trial(self) as name:
             os.mkdir(name, 0o700, dir_fd=self.stage_fd)
             for prefix in (formats.TRUSTED, formats.USER):
                 try:
@@ -193,7 +200,7 @@ class Upper:
 
     def _probe_whiteout(self) -> str:
         if "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT" not in os.environ:
-            with self._trial() as name:
+            with _Trial(self) as name:
                 try:
                     os.mknod(name, stat.S_IFCHR, 0, dir_fd=self.stage_fd)
                     return "chardev"
@@ -213,7 +220,7 @@ class Upper:
         return True
 
     def _probe_rename_whiteout(self) -> bool:
-        with self._trial() as name, self._trial() as other:
+        with _Trial(self) as name, _Trial(self) as other:
             os.mknod(name, stat.S_IFREG | 0o600, dir_fd=self.stage_fd)
             try:
                 calls.renameat2(self.stage_fd, name, self.stage_fd, other, calls.RENAME_WHITEOUT)
@@ -302,7 +309,7 @@ class Upper:
         else:
             # whiteout before unlink: a crash between shows the file, which is the old state,
             # because a name that is there wins over the .wh. file beside it.
-            with contextlib.suppress(FileExistsError):
+            with suppress(FileExistsError):
                 self.run(steps.Mknod(fd, formats.WH_PREFIX + name, stat.S_IFREG | 0o444, 0))
             if directory.whs is not None:
                 directory.whs |= {name}
@@ -369,9 +376,9 @@ class Upper:
 
     def _dispose(self, temp: bytes, orphan: bytes | None) -> None:
         # The name is gone already: nothing that fails here may say otherwise.
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if orphan is not None:
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     self.run(steps.Rename(self.stage_fd, temp, self.orphan_fd, orphan))
                     return
             self.discard(temp)
@@ -389,7 +396,7 @@ class Upper:
         if directory.whs and name in directory.whs:
             self.run(steps.Unlink(fd, formats.WH_PREFIX + name))
             directory.whs -= {name}
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             self.run(steps.Unlink(fd, name))
 
     # -- marks ---------------------------------------------------------------
@@ -399,7 +406,7 @@ class Upper:
         if self.prefix is not None:
             self.run(steps.SetXattr(path, self.prefix + formats.OPAQUE, b"y"))
         else:
-            with contextlib.suppress(FileExistsError):
+            with suppress(FileExistsError):
                 self.run(
                     steps.Mknod(dir_fd, name + b"/" + formats.WH_OPAQUE, stat.S_IFREG | 0o444, 0)
                 )
@@ -408,7 +415,7 @@ class Upper:
         """Remember in the work directory that the upper may hold redirects."""
         if not self.may_have_redirects:
             self.may_have_redirects = True
-            with contextlib.suppress(FileExistsError):
+            with suppress(FileExistsError):
                 os.mknod(_REDIRECTS, stat.S_IFREG | 0o600, dir_fd=self.ours_fd)
 
     def mark_impure(self, directory: LayerDir) -> None:
@@ -439,7 +446,7 @@ class Upper:
 
     def _record(self, what: calls.Statx, origin: bytes) -> None:
         key = b"%d" % what.ino
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.unlink(key, dir_fd=self.record_fd)
         self.run(steps.Symlink(b"%d:%s" % (what.btime_ns, origin), self.record_fd, key))
         self.records[what.ino] = (what.btime_ns, origin)
@@ -459,7 +466,7 @@ class Upper:
     def forget_record(self, ino: int) -> None:
         """The file that a record spoke of is gone."""
         if self.records.pop(ino, None) is not None:
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.unlink(b"%d" % ino, dir_fd=self.record_fd)
 
     def _load_records(self) -> None:
@@ -488,4 +495,6 @@ def remove_tree(dir_fd: int, name: bytes) -> None:
     except OSError as error:
         if error.errno != errno.ENOTEMPTY:
             raise
+        import shutil  # rarely needed, and slow to load
+
         shutil.rmtree(os.fsdecode(name), dir_fd=dir_fd)

@@ -26,6 +26,7 @@ MOUNT_WORDS: Final = {
     "copyup=": "write or open: when a file opened for writing is copied up",
     "timeout=": "seconds until names are checked again",
     "writeback=": "1: let the kernel gather writes",
+    "busy_poll=": "microseconds to look for a request before sleeping",
     "noacl": "no POSIX ACLs",
     "noxattrs": "no extended attributes",
     "static_nlink": "do not count subdirectories",

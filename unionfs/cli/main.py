@@ -11,7 +11,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from unionfs import __version__
@@ -192,7 +191,7 @@ def _run_program(arguments: Sequence[str]) -> int:
         parsed.words, lowers=[], upper=None, work=None, mountpoint=parsed.places[-1]
     )
     _name_unknown(options)
-    options = replace(options, foreground=parsed.foreground, debug=options.debug or parsed.debug)
+    options = options.replace(foreground=parsed.foreground, debug=options.debug or parsed.debug)
     return mount(mount_options.check(options))
 
 
@@ -210,9 +209,9 @@ def _run_helper(arguments: Sequence[str]) -> int:
         words, lowers=[], upper=None, work=None, mountpoint=parsed.mountpoint
     )
     if options.fsname is None and parsed.source != "none":
-        options = replace(options, fsname=parsed.source)
+        options = options.replace(fsname=parsed.source)
     if parsed.fstype.startswith("fuse."):
-        options = replace(options, subtype=parsed.fstype.removeprefix("fuse."))
+        options = options.replace(subtype=parsed.fstype.removeprefix("fuse."))
     _name_unknown(options)
     options = mount_options.check(options)
     return 0 if parsed.fake else mount(options)
@@ -245,11 +244,10 @@ def _mount(arguments: argparse.Namespace) -> int:
     _name_unknown(options)
     union = options.union
     if arguments.volatile:
-        union = replace(union, volatile=True)
+        union = union.replace(volatile=True)
     if arguments.read_only:
-        union = replace(union, read_only=True)
-    options = replace(
-        options,
+        union = union.replace(read_only=True)
+    options = options.replace(
         union=union,
         engine=arguments.engine or options.engine,
         foreground=arguments.foreground,

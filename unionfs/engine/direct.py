@@ -12,22 +12,27 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from _thread import _local, allocate_lock, start_new_thread
 from itertools import islice
-from typing import IO, Final
 
 from unionfs.engine import wire
 from unionfs.engine.waiting import Receiver
 from unionfs.engine.wire import Op
 from unionfs.live import Changes
+from unionfs.monitor import Event
 from unionfs.ops import Ops
 from unionfs.prepared import PreparedDir
+from unionfs.record import Record
 from unionfs.sys import calls
 from unionfs.types import Caller, SetAttr
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import IO, Final
+
+    Handler = Callable[[int, int, int, int, memoryview], bytes | None]
 
 _MAX_WRITE: Final = 1 << 20
 _BUFFER: Final = _MAX_WRITE + 4096
@@ -54,8 +59,7 @@ _WANTED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
+class EngineOptions(Record):
     """What the engine is told at mount.
 
     ``timeout`` is how long the kernel may trust names and attributes, in seconds (None: forever).
@@ -73,13 +77,10 @@ class EngineOptions:
     trace: IO[str] | None = None
 
 
-class _Worker(threading.local):
+class _Worker(_local):
     """What a serving thread holds."""
 
     reader = False
-
-
-Handler = Callable[[int, int, int, int, memoryview], bytes | None]
 
 
 class DirectEngine:
@@ -97,8 +98,8 @@ class DirectEngine:
         self.fd = fd
         self.options = options
         self.counts = [0] * 64
-        self.ready = threading.Event()
-        self.done = threading.Event()
+        self.ready = Event()
+        self.done = Event()
         self.features: list[str] = []
         self.protocol = (0, 0)
         self.max_write = options.max_write
@@ -106,12 +107,12 @@ class DirectEngine:
         self.last_error = ""
         self.on_done: Callable[[], object] = lambda: None
         self._stop = False
-        self._reading = threading.Lock()
+        self._reading = allocate_lock()
         self._receiver = Receiver(fd, options.busy_poll)
         self._worker = _Worker()
         self._threads = 0
         self._idle = 0
-        self._count_lock = threading.Lock()
+        self._count_lock = allocate_lock()
         valid = options.timeout
         self._valid = _FOREVER if valid is None else (int(valid), int(valid % 1 * 1_000_000_000))
         self._setxattr_ext = False
@@ -126,7 +127,7 @@ class DirectEngine:
 
     def _spawn(self) -> None:
         self._threads += 1
-        threading.Thread(target=self._run, name="pyunion", daemon=True).start()
+        start_new_thread(self._run, ())
 
     def _step_aside(self) -> None:
         """This thread is about to wait: let another read requests."""
@@ -165,7 +166,11 @@ class DirectEngine:
 
     def counters(self) -> dict[str, int]:
         """Requests so far, by name."""
-        return {op.name: self.counts[op] for op in Op if self.counts[op]}
+        return {
+            wire.NAMES[code]: count
+            for code, count in enumerate(self.counts)
+            if count and code in wire.NAMES
+        }
 
     def invalidate(self, changes: Changes) -> None:
         """Make the kernel ask again for names, attributes and contents that changed below.
@@ -278,6 +283,8 @@ class DirectEngine:
         self._unexpected("answering a request")
 
     def _unexpected(self, what: str) -> None:
+        import traceback  # slow to load, for what should not happen
+
         self.errors += 1
         self.last_error = f"{what}:\n{traceback.format_exc()}"
         report(self.last_error)
@@ -683,10 +690,7 @@ class DirectEngine:
 
 def describe(opcode: int, nodeid: int, body: bytes) -> str:
     """A request for a person: ``LOOKUP 17 'etc'``."""
-    try:
-        op = Op(opcode)
-    except ValueError:
-        return f"OPCODE-{opcode} {nodeid}"
+    title = wire.NAMES.get(opcode, f"OPCODE-{opcode}")
     skip = {
         Op.LOOKUP: 0,
         Op.UNLINK: 0,
@@ -700,16 +704,16 @@ def describe(opcode: int, nodeid: int, body: bytes) -> str:
         Op.RENAME2: 16,
         Op.GETXATTR: 8,
         Op.SETXATTR: 16,
-    }.get(op)
+    }.get(opcode)
     if skip is not None:
         names = [os.fsdecode(part) for part in body[skip:].split(b"\0")[:2] if part]
-        return f"{op.name} {nodeid} {' '.join(map(repr, names))}"
-    if op in (Op.READ, Op.WRITE, Op.READDIR, Op.READDIRPLUS):
+        return f"{title} {nodeid} {' '.join(map(repr, names))}"
+    if opcode in (Op.READ, Op.WRITE, Op.READDIR, Op.READDIRPLUS):
         _fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
-        return f"{op.name} {nodeid} {size}@{offset}"
-    if op is Op.SETATTR:
-        return f"{op.name} {nodeid} valid={int.from_bytes(body[:4], sys.byteorder):#x}"
-    return f"{op.name} {nodeid}"
+        return f"{title} {nodeid} {size}@{offset}"
+    if opcode == Op.SETATTR:
+        return f"{title} {nodeid} valid={int.from_bytes(body[:4], sys.byteorder):#x}"
+    return f"{title} {nodeid}"
 
 
 def report(text: str) -> None:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import socket
-import subprocess
-from dataclasses import dataclass
 
 from unionfs.errors import UserError
+from unionfs.record import Record
 from unionfs.sys import calls
 from unionfs.sys.mountinfo import read_mounts
 
 
-@dataclass(frozen=True, slots=True)
-class MountRequest:
+class MountRequest(Record):
     """A mount as the kernel or fusermount3 is to make it.
 
     ``send_umask`` leaves the umask to the filesystem without FUSE_DONT_MASK; only mount(2) can.
@@ -52,7 +48,7 @@ def open_mounted(request: MountRequest) -> int:
             return fd
         except OSError as error:
             os.close(fd)
-            if error.errno != errno.EPERM or shutil.which("fusermount3") is None:
+            if error.errno != errno.EPERM or _helper() is None:
                 raise UserError(
                     f"mount on {request.mountpoint}: {error.strerror}",
                     "in a user namespace, unshare the mount namespace too"
@@ -105,8 +101,18 @@ def _mount(fd: int, request: MountRequest) -> None:
     )
 
 
+def _helper() -> str | None:
+    """The path of fusermount3(1), or of its elder."""
+    import shutil  # as socket and subprocess: only for those who may not call mount(2)
+
+    return shutil.which("fusermount3") or shutil.which("fusermount")
+
+
 def _fusermount(request: MountRequest) -> int:
-    program = shutil.which("fusermount3") or shutil.which("fusermount")
+    import socket
+    import subprocess
+
+    program = _helper()
     if program is None:
         raise UserError(
             "mounting needs fusermount3 or a user namespace",
@@ -180,7 +186,9 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
         if error.errno != errno.EPERM:
             hint = "close what uses it, or add --lazy" if error.errno == errno.EBUSY else ""
             raise UserError(f"{mountpoint}: {error.strerror}", hint) from None
-    program = shutil.which("fusermount3") or shutil.which("fusermount")
+    import subprocess
+
+    program = _helper()
     if program is None:
         raise UserError(f"{mountpoint}: not permitted", "install fuse3 for fusermount3")
     arguments = [program, "-u", *(["-z"] if lazy else []), "--", mountpoint]

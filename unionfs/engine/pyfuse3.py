@@ -34,6 +34,7 @@ import trio
 from unionfs.engine.direct import EngineOptions, report
 from unionfs.formats import ACL_ACCESS
 from unionfs.live import Changes
+from unionfs.monitor import Event
 from unionfs.ops import Ops
 from unionfs.types import Attr, Caller, SetAttr
 
@@ -66,8 +67,8 @@ class Pyfuse3Engine:
         self.fd = fd
         self.options = options
         self.counts: Counter[str] = Counter()
-        self.ready = threading.Event()
-        self.done = threading.Event()
+        self.ready = Event()
+        self.done = Event()
         self.features = [f"pyfuse3-{pyfuse3.__version__}", "readdirplus"]
         if options.acl:
             self.features.append("posix_acl")

@@ -11,7 +11,10 @@ from __future__ import annotations
 import os
 import select
 import time
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _clock = time.perf_counter_ns
 

@@ -6,70 +6,76 @@ Pure encoding and decoding; no descriptor is touched here.
 from __future__ import annotations
 
 import struct
-from enum import IntEnum
-from typing import Final
 
 from unionfs.types import Attr
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 KERNEL_VERSION: Final = 7
 KERNEL_MINOR: Final = 45
 ROOT_ID: Final = 1
 
 
-class Op(IntEnum):
+class Op:
     """enum fuse_opcode."""
 
-    LOOKUP = 1
-    FORGET = 2
-    GETATTR = 3
-    SETATTR = 4
-    READLINK = 5
-    SYMLINK = 6
-    MKNOD = 8
-    MKDIR = 9
-    UNLINK = 10
-    RMDIR = 11
-    RENAME = 12
-    LINK = 13
-    OPEN = 14
-    READ = 15
-    WRITE = 16
-    STATFS = 17
-    RELEASE = 18
-    FSYNC = 20
-    SETXATTR = 21
-    GETXATTR = 22
-    LISTXATTR = 23
-    REMOVEXATTR = 24
-    FLUSH = 25
-    INIT = 26
-    OPENDIR = 27
-    READDIR = 28
-    RELEASEDIR = 29
-    FSYNCDIR = 30
-    GETLK = 31
-    SETLK = 32
-    SETLKW = 33
-    ACCESS = 34
-    CREATE = 35
-    INTERRUPT = 36
-    BMAP = 37
-    DESTROY = 38
-    IOCTL = 39
-    POLL = 40
-    NOTIFY_REPLY = 41
-    BATCH_FORGET = 42
-    FALLOCATE = 43
-    READDIRPLUS = 44
-    RENAME2 = 45
-    LSEEK = 46
-    COPY_FILE_RANGE = 47
-    SETUPMAPPING = 48
-    REMOVEMAPPING = 49
-    SYNCFS = 50
-    TMPFILE = 51
-    STATX = 52
-    COPY_FILE_RANGE_64 = 53
+    LOOKUP: Final = 1
+    FORGET: Final = 2
+    GETATTR: Final = 3
+    SETATTR: Final = 4
+    READLINK: Final = 5
+    SYMLINK: Final = 6
+    MKNOD: Final = 8
+    MKDIR: Final = 9
+    UNLINK: Final = 10
+    RMDIR: Final = 11
+    RENAME: Final = 12
+    LINK: Final = 13
+    OPEN: Final = 14
+    READ: Final = 15
+    WRITE: Final = 16
+    STATFS: Final = 17
+    RELEASE: Final = 18
+    FSYNC: Final = 20
+    SETXATTR: Final = 21
+    GETXATTR: Final = 22
+    LISTXATTR: Final = 23
+    REMOVEXATTR: Final = 24
+    FLUSH: Final = 25
+    INIT: Final = 26
+    OPENDIR: Final = 27
+    READDIR: Final = 28
+    RELEASEDIR: Final = 29
+    FSYNCDIR: Final = 30
+    GETLK: Final = 31
+    SETLK: Final = 32
+    SETLKW: Final = 33
+    ACCESS: Final = 34
+    CREATE: Final = 35
+    INTERRUPT: Final = 36
+    BMAP: Final = 37
+    DESTROY: Final = 38
+    IOCTL: Final = 39
+    POLL: Final = 40
+    NOTIFY_REPLY: Final = 41
+    BATCH_FORGET: Final = 42
+    FALLOCATE: Final = 43
+    READDIRPLUS: Final = 44
+    RENAME2: Final = 45
+    LSEEK: Final = 46
+    COPY_FILE_RANGE: Final = 47
+    SETUPMAPPING: Final = 48
+    REMOVEMAPPING: Final = 49
+    SYNCFS: Final = 50
+    TMPFILE: Final = 51
+    STATX: Final = 52
+    COPY_FILE_RANGE_64: Final = 53
+
+
+#: Opcodes' names.
+NAMES: Final = {code: name for name, code in vars(Op).items() if name.isupper()}
 
 
 # INIT flags

@@ -11,7 +11,12 @@ import errno
 import fcntl
 import os
 import struct
-from typing import Final, NamedTuple
+
+from unionfs.record import Row
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -175,7 +180,7 @@ def utimensat(
         raise _failed(name)
 
 
-class Statx(NamedTuple):
+class Statx(Row):
     """What only statx(2) tells: birth time in nanoseconds and mount id (0: unknown)."""
 
     mode: int

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import NamedTuple
+from unionfs.record import Row
 
 MOUNTINFO = "/proc/self/mountinfo"
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
-class Mount(NamedTuple):
+class Mount(Row):
     """One line of mountinfo, unescaped."""
 
     mount_id: int
@@ -22,7 +20,13 @@ class Mount(NamedTuple):
 
 
 def _unescape(field: bytes) -> bytes:
-    return _ESCAPE.sub(lambda match: bytes((int(match[1], 8),)), field)
+    """``\\ooo`` becomes the byte of that octal number."""
+    first, *rest = field.split(b"\\")
+    for part in rest:
+        digits = part[:3]
+        octal = len(digits) == 3 and digits[0] in b"0123" and not digits.strip(b"01234567")
+        first += bytes((int(digits, 8),)) + part[3:] if octal else b"\\" + part
+    return first
 
 
 def parse(text: bytes) -> list[Mount]:
