@@ -40,7 +40,8 @@ def tree_path(store: Store, diff_ids: Sequence[str], chain: str, flavour: str) -
 
     Args:
         flavour: ``plain``, with owners and devices as they are; ``override``, with both in
-            ``user.containers.override_stat``.
+            ``user.containers.override_stat``; ``data`` and ``userdata``, attributes over the
+            store's objects as a data-only lower, with marks of root and of a user namespace.
     """
     for holder in store.holders():
         path = holder.layout.tree(chain, flavour)
@@ -51,7 +52,7 @@ def tree_path(store: Store, diff_ids: Sequence[str], chain: str, flavour: str) -
     def make(draft: str) -> None:
         from cowstore.tree import build_tree
 
-        build_tree(store, store.merged(diff_ids), draft, override=flavour == "override")
+        build_tree(store, store.merged(diff_ids), draft, flavour)
 
     _once(store, f"trees-{chain[7:]}.{flavour}", path, make)
     return path

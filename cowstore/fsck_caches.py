@@ -53,15 +53,16 @@ def tree_problem(
         return None
     top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _Walk(store, name.endswith(".override"), bad).directory(top, root, b"")
+        return _Walk(store, name.rpartition(".")[2], bad).directory(top, root, b"")
     finally:
         os.close(top)
 
 
 class _Walk:
-    def __init__(self, store: Store, override: bool, bad: set[str]) -> None:
+    def __init__(self, store: Store, flavour: str, bad: set[str]) -> None:
         self._store = store
-        self._override = override
+        self._override = flavour == "override"
+        self._marks = {"data": formats.TRUSTED, "userdata": formats.USER}.get(flavour, b"")
         self._bad = bad
         self._groups: dict[int, int] = {}
 
@@ -113,9 +114,21 @@ class _Walk:
                 return "of another size"
             if entry.object in self._bad or not entry.object:
                 return None
-            if not self._same(fd, name, node):
+            if self._marks:
+                if self._lead(fd, name) != f"/{entry.object[0]}/{entry.object[1:]}":
+                    return "wrong link: to other data"
+            elif not self._same(fd, name, node):
                 return "of another content"
         return None
+
+    def _lead(self, fd: int, name: bytes) -> str:
+        where = b"/proc/self/fd/%d/%s" % (fd, name)
+        try:
+            os.getxattr(where, self._marks + formats.METACOPY, follow_symlinks=False)
+            lead = os.getxattr(where, self._marks + formats.REDIRECT, follow_symlinks=False)
+        except OSError:
+            return ""
+        return os.fsdecode(lead)
 
     def _same(self, fd: int, name: bytes, node: Node) -> bool:
         from cowstore.objects import same_content

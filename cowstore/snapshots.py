@@ -16,7 +16,7 @@ from cowstore.database import pack, unpack
 from cowstore.errors import NotFound, StoreError
 from cowstore.layout import owns_all
 from cowstore.locks import JOURNAL, check_snapshot_free
-from cowstore.types import Image, Lowers, Snapshot
+from cowstore.types import Image, Lowers, Snapshot, escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +46,39 @@ def _lowers_of(store: Store, layers: Sequence[str], chain: str, *, view: bool) -
         return Lowers((caches.view_path(store, layers, chain),), words, True)
     flavour = "plain" if all_owners else "override"
     return Lowers((caches.tree_path(store, layers, chain, flavour),), words, False)
+
+
+#: First kernels with data-only lowers, and with those led to by marks of users (overlayfs.rst).
+_DATA_ONLY, _USERS_DATA_ONLY = (6, 5), (6, 16)
+
+
+def tree(store: Store, image: Image, flavour: str) -> Lowers:
+    """See ``Store.tree``."""
+    from cowstore import caches
+
+    flavour = flavour or ("plain" if owns_all() else "override")
+    if flavour != "data":
+        path = caches.tree_path(store, image.layers, image.chain, flavour)
+        return Lowers((path,), () if flavour == "plain" else ("xattr_permissions=2",), False)
+    root = owns_all()
+    needed, have = _DATA_ONLY if root else _USERS_DATA_ONLY, _kernel()
+    if have < needed:
+        wanted = ".".join(map(str, needed))
+        raise StoreError(
+            f"the kernel's overlayfs has no such data-only lowers before Linux {wanted}",
+            "make a plain tree",
+        )
+    flavour = "data" if root else "userdata"
+    path = caches.tree_path(store, image.layers, image.chain, flavour)
+    objects = [holder.layout.path("objects") for holder in store.holders()]
+    lowerdir = "::".join(map(escaped, (path, *objects)))
+    words = () if have >= _USERS_DATA_ONLY else ("metacopy=on",)
+    return Lowers((path,), (f"lowerdir={lowerdir}", *words, *(() if root else ("userxattr",))))
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor, *_ = os.uname().release.split(".")
+    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
 
 
 def _is_id(text: str) -> bool:

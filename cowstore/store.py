@@ -402,6 +402,20 @@ class Store:
 
         return lowers(self, image if isinstance(image, Image) else self.resolve(image), view=view)
 
+    def tree(self, image: Image | str, flavour: str = "") -> Lowers:
+        """An image as directories, made if need be, with what mount(8) is told of them.
+
+        Args:
+            flavour: ``plain``, ``override``, or ``data``: attributes alone, for the kernel's
+                overlayfs over the store's objects; empty: plain if any owner can be given.
+
+        Raises:
+            StoreError: the kernel has no data-only lowers, an owner or device cannot be given.
+        """
+        from cowstore.snapshots import tree
+
+        return tree(self, image if isinstance(image, Image) else self.resolve(image), flavour)
+
     def snapshot_create(
         self, image: Image | str, id: str | None = None, *, quota: int = 0
     ) -> Snapshot:

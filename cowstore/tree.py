@@ -1,11 +1,14 @@
 """The merged tree of an image as directories, for what cannot read a view.
 
 Contents are reflinked where the filesystem can, else copied: a hard link to an object
-would show its link count, and share one owner and mode among all images.
+would show its link count, and share one owner and mode among all images. In a ``data`` tree, which
+is for the kernel's overlayfs, files have attributes only, and lead to their object in a data-only
+lower (Documentation/filesystems/overlayfs.rst, "Data-only lower layers").
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -29,15 +32,15 @@ _WORDS = {
 _DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def build_tree(store: Store, root: Node, path: str, *, override: bool) -> None:
-    """Write a tree at ``path``, which must not be there.
+def build_tree(store: Store, root: Node, path: str, flavour: str) -> None:
+    """Write a tree at ``path``, which must not be there; flavours as in ``caches.tree_path``.
 
     Raises:
         OSError: EPERM for owners or devices without ``override``, ENOSPC, …
         Damaged: a content object is missing.
     """
     os.mkdir(path, 0o700)
-    builder = _TreeBuilder(store, path, override)
+    builder = _TreeBuilder(store, path, flavour)
     try:
         builder.fill(builder.top, root)
         builder.finish_dir(builder.top, root.entry)
@@ -46,13 +49,15 @@ def build_tree(store: Store, root: Node, path: str, *, override: bool) -> None:
 
 
 class _TreeBuilder:
-    def __init__(self, store: Store, path: str, override: bool) -> None:
+    def __init__(self, store: Store, path: str, flavour: str) -> None:
         self.objects = [
             os.open(holder.layout.path("objects"), os.O_PATH | os.O_CLOEXEC)
             for holder in store.holders()
         ]
         self.top = os.open(path, _DIR_FLAGS)
-        self.override = override
+        self.override = flavour == "override"
+        #: Prefix of the marks by which files lead to their data; empty: they have it themselves.
+        self.marks = {"data": formats.TRUSTED, "userdata": formats.USER}.get(flavour, b"")
         self.links: dict[int, bytes] = {}
 
     def close(self) -> None:
@@ -102,6 +107,12 @@ class _TreeBuilder:
         try:
             if not entry.object:
                 return
+            if self.marks:
+                os.ftruncate(target, entry.size)
+                lead = f"/{entry.object[0]}/{entry.object[1:]}".encode()
+                os.setxattr(target, self.marks + formats.METACOPY, b"")
+                os.setxattr(target, self.marks + formats.REDIRECT, lead)
+                return
             source = self.open_object(entry.object)
             try:
                 if not share_blocks(source, target):
@@ -128,7 +139,7 @@ class _TreeBuilder:
             if kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFCHR, stat.S_IFBLK):
                 os.setxattr(where, formats.OVERRIDE_STAT, _override(entry), follow_symlinks=follow)
         else:
-            os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
+            self.chown(fd, name, entry)
             if kind != stat.S_IFLNK:
                 calls.chmod_nofollow(fd, name, mode)
         for key, value in entry.xattrs:
@@ -140,10 +151,21 @@ class _TreeBuilder:
                 raise StoreError(
                     f"{os.fsdecode(entry.path)}: the attribute {os.fsdecode(key)} cannot be set"
                     f" here: {error.strerror}",
-                    "a view needs no such place: mount without --tree",
+                    "cowstore mount needs no such place",
                 ) from None
         stamp = (entry.mtime, entry.mtime_ns)
         calls.utimensat(fd, name, stamp, stamp)
+
+    def chown(self, fd: int, name: bytes, entry: Entry) -> None:
+        try:
+            os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EPERM):
+                raise
+            raise StoreError(
+                f"{os.fsdecode(entry.path)}: owner {entry.uid}:{entry.gid} cannot be given here",
+                "a tree of the flavour override keeps owners in an attribute",
+            ) from None
 
 
 def _override(entry: Entry) -> bytes:

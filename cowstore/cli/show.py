@@ -8,6 +8,7 @@ from typing import Any
 
 from cowstore.cli.main import open_store, wants_json
 from cowstore.cli.output import age, dump, size, table
+from cowstore.errors import StoreError
 from cowstore.types import Image
 
 
@@ -93,9 +94,33 @@ def _history(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _tree_parser(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "With NAME: its merged tree as directories, for other programs to read; prints where it"
+        " is, or with --as data the options for mount -t overlay. Made once, gone with the image."
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?")
+    parser.add_argument(
+        "--as", dest="flavour", choices=("plain", "override", "data"),
+        help="plain: owners as they are (default for root); override: in an attribute, as"
+        " fuse-overlayfs reads it; data: attributes alone, over a data-only lower",
+    )  # fmt: skip
+
+
 def _tree(arguments: argparse.Namespace) -> int:
     from cowstore.report import tree
 
+    if arguments.name is not None:
+        with open_store(arguments) as store:
+            made = store.tree(arguments.name, arguments.flavour or "")
+        if wants_json(arguments):
+            dump({"path": made.places[0], "options": made.options})
+        else:
+            told = ",".join(made.options) if arguments.flavour == "data" else made.places[0]
+            sys.stdout.write(f"{told}\n")
+        return 0
+    if arguments.flavour:
+        raise StoreError("--as is about the tree of an image", "cowstore tree NAME --as …")
     with open_store(arguments) as store:
         found = tree(store)
     if wants_json(arguments):
@@ -165,7 +190,7 @@ PARSERS = {
     "layers": _nothing,
     "inspect": _one,
     "history": _one,
-    "tree": _nothing,
+    "tree": _tree_parser,
     "df": _nothing,
     "diff": _diff_parser,
 }
