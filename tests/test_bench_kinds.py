@@ -18,7 +18,19 @@ from pathlib import Path
 
 import pytest
 
-from bench import account, archives, engines, facts, main, peers, png, processes, record, stores
+from bench import (
+    account,
+    archives,
+    engines,
+    facts,
+    html,
+    main,
+    peers,
+    png,
+    processes,
+    record,
+    stores,
+)
 from bench.account import Account
 from bench.figures import Figures
 from bench.peers import Found, Peer
@@ -319,6 +331,9 @@ def test_each_kind_has_a_table_with_rivals_of_its_own() -> None:
     assert disk.split() == ["image-disk-second", "MiB", "-", "30.0", "!", "-"]
     assert "/FO: pyunion over fastest fuse-overlayfs in each row, of fo, fo2" in lines
     assert "/podman: cowstore over podman" in lines
+    page = html.page(Figures(_record(4.0, 1.0, 30 << 20)))
+    assert "<h2>cowstore compared</h2>" in page and "<h2>pyunion compared</h2>" in page
+    assert "<td>19 MiB</td>" in page and '<td class="missed" title="3 rounds' in page
 
 
 def test_a_ratio_that_misses_is_marked() -> None:
