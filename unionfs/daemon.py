@@ -294,7 +294,8 @@ class Daemon:
 
 def make_engine(options: MountOptions, ops: Ops, fd: int, trace: IO[str] | None) -> Engine:
     """The engine that the options name, over an open descriptor; ``auto`` is the direct one."""
-    from unionfs.engine.direct import DirectEngine, EngineOptions
+    from unionfs.engine.direct import DirectEngine
+    from unionfs.types import EngineOptions
 
     told = EngineOptions(
         writeback=options.union.writeback,

@@ -9,6 +9,7 @@ from unionfs.record import Record, Row
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import IO
 
     from unionfs.fds import Descriptors
     from unionfs.layer import Layer
@@ -125,6 +126,24 @@ class Options(Record):
     writeback: bool = False
     read_only: bool = False
     open_layer: LayerOpener | None = None
+
+
+class EngineOptions(Record):
+    """What the engine is told at mount.
+
+    ``timeout`` is how long the kernel may trust names and attributes, in seconds (None: forever).
+    ``max_write`` is in bytes. ``busy_poll`` is how long to poll for a request before sleeping,
+    in microseconds.
+    """
+
+    writeback: bool = False
+    copyup_at_open: bool = False
+    acl: bool = True
+    timeout: float | None = None
+    max_write: int = 1 << 20
+    busy_poll: int = 0
+    debug: bool = False
+    trace: IO[str] | None = None
 
 
 def encode_rdev(device: int) -> int:

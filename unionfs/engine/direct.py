@@ -23,14 +23,13 @@ from unionfs.live import Changes
 from unionfs.monitor import Event
 from unionfs.ops import Ops
 from unionfs.prepared import PreparedDir
-from unionfs.record import Record
 from unionfs.sys import calls
-from unionfs.types import Caller, SetAttr
+from unionfs.types import Caller, EngineOptions, SetAttr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import IO, Final
+    from typing import Final
 
     Handler = Callable[[int, int, int, int, memoryview], bytes | None]
 
@@ -57,24 +56,6 @@ _WANTED: Final = (
     | wire.SETXATTR_EXT
     | wire.INIT_EXT
 )
-
-
-class EngineOptions(Record):
-    """What the engine is told at mount.
-
-    ``timeout`` is how long the kernel may trust names and attributes, in seconds (None: forever).
-    ``max_write`` is in bytes. ``busy_poll`` is how long to poll for a request before sleeping,
-    in microseconds.
-    """
-
-    writeback: bool = False
-    copyup_at_open: bool = False
-    acl: bool = True
-    timeout: float | None = None
-    max_write: int = _MAX_WRITE
-    busy_poll: int = 0
-    debug: bool = False
-    trace: IO[str] | None = None
 
 
 class _Worker(_local):

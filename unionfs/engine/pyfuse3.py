@@ -31,12 +31,12 @@ from typing import Final, ParamSpec, TypeVar, cast
 import pyfuse3
 import trio
 
-from unionfs.engine.direct import EngineOptions, report
+from unionfs.engine.direct import report
 from unionfs.formats import ACL_ACCESS
 from unionfs.live import Changes
 from unionfs.monitor import Event
 from unionfs.ops import Ops
-from unionfs.types import Attr, Caller, SetAttr
+from unionfs.types import Attr, Caller, EngineOptions, SetAttr
 
 _FOREVER: Final = float(1 << 40)
 _SECOND: Final = 1_000_000_000
