@@ -8,6 +8,7 @@ several processes may write to one end, and the end of all of them is seen.
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import struct
 
@@ -57,7 +58,9 @@ class Channel:
         else:
             code, text = 125, str(error) or type(error).__name__
             hint = getattr(error, "hint", "")
-            if not isinstance(error, OSError) and type(error).__name__ != "UserError":
+            if isinstance(error, OSError):
+                text, hint = _in_words(error)
+            elif type(error).__name__ != "UserError":
                 text = f"{type(error).__name__}: {text}"
         data = "\n".join((str(code), text.replace("\n", " "), hint)).encode(errors="replace")
         try:
@@ -68,6 +71,23 @@ class Channel:
     def close(self) -> None:
         """Close this end."""
         self.sock.close()
+
+
+def _in_words(error: OSError) -> tuple[str, str]:
+    """What failed and, where a limit is the likely reason, which."""
+    text = error.strerror or str(error)
+    if error.filename:
+        text = f"{os.fsdecode(error.filename)}: {text}"
+    if error.errno == errno.EAGAIN:
+        return (
+            f"no process can be made: {text}",
+            "a limit is too small: --pids-limit, --ulimit nproc",
+        )
+    if error.errno == errno.EMFILE:
+        return text, "a limit is too small: --ulimit nofile"
+    if error.errno == errno.ENOMEM:
+        return text, "a limit is too small: --memory"
+    return text, ""
 
 
 def raise_if_error(message: bytes) -> None:

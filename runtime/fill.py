@@ -26,7 +26,7 @@ def mark(path: str) -> None:
         pass
 
 
-def is_marked(path: str) -> bool:
+def is_marked(path: str | int) -> bool:
     """Whether a directory is to be filled at its first use."""
     try:
         os.getxattr(path, _MARK)

@@ -115,10 +115,29 @@ def _process(image: Image) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def snapshot(image: str, container: str) -> Source:
-    """A writable snapshot of an image, named after its container."""
+class NoQuota(Exception):
+    """The store's filesystem cannot keep a snapshot to a size."""
+
+
+def snapshot(image: str, container: str, most: int = 0) -> Source:
+    """A writable snapshot of an image, named after its container.
+
+    ``most`` bytes may change; 0: no limit.
+
+    Raises:
+        NoQuota: that cannot be enforced.
+    """
     with _opened as store:
-        made = store.snapshot_create(store.resolve(image), id=container[:32])
+        found = store.resolve(image)
+        if most:
+            from cowstore import StoreError
+
+            try:
+                made = store.snapshot_create(found, id=container[:32], quota=most)
+            except StoreError as error:
+                raise NoQuota(str(error)) from None
+        else:
+            made = store.snapshot_create(found, id=container[:32])
         return Source(
             lowers=tuple(made.lowers.places),
             upper=f"{made.place}/upper",
@@ -264,9 +283,10 @@ def changes(source: Source, image: str) -> list[dict[str, str]]:
     from cowstore.report import diff
 
     with _opened as store:
-        changed = _changed(store, source, image)
         if not source.snapshot:
-            store.snapshot = lambda id: changed  # type: ignore[method-assign]  # it has no name
+            changed, known = _changed(store, source, image), store.snapshot
+            # It has no name in the store: none stands for it.
+            store.snapshot = lambda id: known(id) if id else changed  # type: ignore[method-assign]
         return [
             {"Kind": str(item["kind"]), "Path": str(item["path"])}
             for item in diff(store, image, source.snapshot)

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from runtime.plan import Plan
 
 
+class Died(RunError):
+    """A process of a container was gone before it was ready, and has not told why."""
+
+
 class Started:
     """A container that stands ready: its first process waits for ``go``.
 
@@ -182,7 +186,10 @@ def create(
             map_outer(middle, plan.ids, newuidmap, newgidmap)
             os.write(commands, b"m")
             os.write(write_mapped, b"m")
-        _follow(started, on_pid)
+        try:
+            _follow(started, on_pid)
+        except BrokenPipeError:
+            raise Died("the container's first process died while it was prepared") from None
         if plan.root.kind != "union":
             os.waitpid(middle, 0)  # the kernel serves the root
             started.union_pid = 0
@@ -216,7 +223,7 @@ def _follow(started: Started, on_pid: Callable[[int, int], None] | None) -> None
         elif kind == b"R":
             return
         elif not message:
-            raise RunError("the container's first process died while it was prepared")
+            raise Died("the container's first process died while it was prepared")
 
 
 def abort(started: Started) -> None:
@@ -353,6 +360,10 @@ def _intermediate(plan: Plan, passed: Handed, program: bytes) -> None:
             status.send(b"O", [outer_fd])
             os.close(outer_fd)
         union.close_all_but(keep)
+        if plan.root.memory:
+            from runtime import sizes
+
+            plan = sizes.in_memory(plan)
         root, serve = union.mount_root(plan)
         tree[0].send(b"T", [root])
         os.close(root)

@@ -103,11 +103,11 @@ def create(request: RunRequest, root: str, *, fleeting: bool = False) -> Created
     try:
         if request.rootfs:
             source = _tree(request, container)
-        elif fleeting:
+        elif fleeting and not (request.storage_opt and prepare.storage_size(request).disk):
             upper, work = container.path("upper"), container.path("work")
             source, held = images.lease(image_id, upper, work)
         else:
-            source = images.snapshot(image_id, container.id)
+            source = _snapshot(request, container, image_id)
         plan, config, volumes = prepare.make_plan(
             request, container, image, source, containers, host
         )
@@ -141,6 +141,21 @@ def create(request: RunRequest, root: str, *, fleeting: bool = False) -> Created
         removal.forget(container, source.to_data() if source is not None else {})
         raise
     return Created(container, plan, [held] if held >= 0 else [])
+
+
+def _snapshot(request: RunRequest, container: state.Container, image_id: str) -> images.Source:
+    most = prepare.storage_size(request).disk if request.storage_opt else 0
+    if not most:
+        return images.snapshot(image_id, container.id)
+    from runtime import sizes
+
+    try:
+        return images.snapshot(image_id, container.id, most)
+    except images.NoQuota as error:
+        if request.limits == "best-effort":
+            sys.stderr.write(f"pyrun: --storage-opt: {error}\n")
+            return images.snapshot(image_id, container.id)
+        raise sizes.refused(request.storage_opt[0].partition("=")[2], str(error)) from None
 
 
 def _tree(request: RunRequest, container: state.Container) -> images.Source:

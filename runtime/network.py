@@ -105,6 +105,15 @@ def find_helper() -> tuple[str, str]:
     return "", ""
 
 
+def usable() -> str:
+    """For people: which network containers get by default, and why not a private one."""
+    kind, path = find_helper()
+    if not kind:
+        return "none: install passt or slirp4netns"
+    tun = "" if os.access("/dev/net/tun", os.R_OK | os.W_OK) else _why_no_tun()
+    return f"none: /dev/net/tun: {tun}" if tun else f"private ({kind}: {path})"
+
+
 def choose(request: RunRequest, exposed: tuple[str, ...] = ()) -> NetworkPlan:
     """The network that was asked for, or the default: private if a helper is there, else none.
 

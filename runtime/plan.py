@@ -33,7 +33,8 @@ class RootPlan(Record):
     ``options`` are ``-o`` words of the union; ``view``: one of its lowers is the index of an image,
     whose contents are in the stores at ``roots``.
     ``mountpoint`` is an empty directory of the container's own. ``transient``: upper and work
-    directory are the container's alone, and go when it ends.
+    directory are the container's alone, and go when it ends. ``memory``: bytes of a tmpfs that
+    has them instead (0: none).
     """
 
     kind: str
@@ -46,6 +47,7 @@ class RootPlan(Record):
     read_only: bool = False
     mountpoint: str = ""
     transient: bool = False
+    memory: int = 0
 
 
 class MountPlan(Record):

@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from runtime import sizes
+
 
 def check(request: RunRequest) -> None:
     """What can be told without looking at anything.
@@ -22,14 +24,8 @@ def check(request: RunRequest) -> None:
     Raises:
         RunError: contradictions and unknown words.
     """
-    for word in request.storage_opt:
-        if not word.startswith("size="):
-            raise RunError(f"--storage-opt {word}: unknown", "size=SIZE")
-        if request.limits != "best-effort":
-            raise RunError(
-                f"--storage-opt {word} cannot be enforced: the union has no quota",
-                "put --root on a filesystem of that size; or --limits best-effort",
-            )
+    if request.storage_opt:
+        storage_size(request)
     for word in request.attach:
         if word.lower() not in ("stdin", "stdout", "stderr"):
             raise RunError(f"--attach {word}: expected stdin, stdout or stderr")
@@ -64,6 +60,25 @@ def check(request: RunRequest) -> None:
     real(request.stop_timeout, "--stop-timeout", 0)
     if request.stop_signal:
         signal_number(request.stop_signal)
+
+
+def storage_size(request: RunRequest) -> sizes.Wanted:
+    """The most that the container's changes may take.
+
+    Raises:
+        RunError: not understood; or not to be enforced, and that is not accepted.
+    """
+    from runtime import sizes
+
+    if not request.storage_opt:
+        return sizes.Wanted()
+    try:
+        fleeting = request.rm and request.storage in ("auto", "union")
+        return sizes.wanted(request.storage_opt, fleeting=fleeting, image=bool(request.image))
+    except RunError as error:
+        if request.limits == "best-effort" and "cannot be enforced" in str(error):
+            return sizes.Wanted()
+        raise
 
 
 def image_of(request: RunRequest) -> tuple[str, dict[str, Any]]:
@@ -132,7 +147,7 @@ def _placed(volume: Volume, root: str, container: str, index: int) -> tuple[Volu
         try:
             os.stat(volume.source)
         except OSError as error:
-            raise RunError(f"volume {volume.source}: {error.strerror.lower()}") from None
+            raise RunError(f"volume {volume.source}: {str(error.strerror).lower()}") from None
         return volume, volume.source
     name = volume.source or f"{container[:32]}-{index}"
     path = f"{root}/volumes/{name}/_data"
@@ -176,6 +191,7 @@ def _root_plan(
         read_only=request.read_only,
         mountpoint=container.path("root"),
         transient=request.rm and not source.snapshot,
+        memory=storage_size(request).memory if request.storage_opt else 0,
     )
     if kind == "kernel" and source.view:
         raise RunError("--storage kernel needs directories, and this image is an index")

@@ -192,17 +192,23 @@ class _Supervision:
             data = self.limits.to_data()
             if data != self.container.config.get("cgroup"):
                 self.container.save_config({**self.container.config, "cgroup": data})
-        started = launch.create(
-            self.plan,
-            program=self.task.program,
-            stdio=stdio,
-            newuidmap=self.host.newuidmap,
-            newgidmap=self.host.newgidmap,
-            joins=dict(self.task.joins),
-            outer=self.outer,
-            on_pid=self._joined,
-            waiting=self._usable(),
-        )
+        try:
+            started = launch.create(
+                self.plan,
+                program=self.task.program,
+                stdio=stdio,
+                newuidmap=self.host.newuidmap,
+                newgidmap=self.host.newgidmap,
+                joins=dict(self.task.joins),
+                outer=self.outer,
+                on_pid=self._joined,
+                waiting=self._usable(),
+            )
+        except launch.Died as error:
+            if self.request.memory:
+                hint = f"--memory {self.request.memory} may be too small"
+                raise RunError(str(error), hint) from None
+            raise
         if self.plan.network.mode == "private":
             from runtime import network
 

@@ -37,6 +37,10 @@ def run(command: str, options: Options, rest: list[str], root: str) -> int:
         from runtime.cli import resources
 
         return int(getattr(resources, command)(options, rest, root))
+    if command in ("save", "load", "import"):
+        from runtime.cli import store
+
+        return int(getattr(store, command.replace("import", "import_"))(options, rest, root))
     from runtime.cli import system
 
     name = "network_" if command == "network" else command

@@ -57,15 +57,17 @@ def _add(archive: tarfile.TarFile, path: str, name: str, device: int) -> None:
     found = os.lstat(path)
     if found.st_mode & 0o170000 == 0o140000:
         return  # a socket has no place in an archive
-    archive.add(path, name, recursive=False)
+    archive.add(path, name or ".", recursive=False)
     if found.st_mode & 0o170000 == 0o040000 and found.st_dev == device:
         for entry in sorted(os.listdir(path)):
-            _add(archive, f"{path}/{entry}", f"{name}/{entry}" if name else entry, device)
+            _add(
+                archive, f"{path.rstrip('/')}/{entry}", f"{name}/{entry}" if name else entry, device
+            )
 
 
 def _copy_out(session: Session, source: str, target: str, module: Any) -> None:
     read, write = os.pipe2(os.O_CLOEXEC)
-    inside = os.path.normpath(f"/{source}")
+    inside = "/" + os.path.normpath(f"/{source}").lstrip("/")
     contents = source.endswith("/.")
     name = "." if contents else os.path.basename(inside) or "."
     if target != "-" and not contents and not os.path.isdir(target):
@@ -131,7 +133,7 @@ def _as_ours(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
 
 def _copy_in(session: Session, source: str, target: str, module: Any) -> None:
     read, write = os.pipe2(os.O_CLOEXEC)
-    base = os.path.normpath(f"/{target}")
+    base = "/" + os.path.normpath(f"/{target}").lstrip("/")
     contents = source.endswith("/.") or source == "-"
     if source != "-" and not os.path.lexists(source):
         raise RunError(f"{source}: no such file or directory")
@@ -207,6 +209,8 @@ def diff(options: dict[str, Any], rest: list[str], root: str) -> int:
         raise RunError("expected one container", "pyrun diff CONTAINER")
     container = state.Containers(root).find(rest[0])
     source = images.Source.from_data(container.config["source"])
+    if (container.config.get("request") or {}).get("storage_opt"):
+        raise RunError("what this container changes is in memory, seen by itself alone", "pyrun cp")
     read, write = os.pipe2(os.O_CLOEXEC)
 
     def work() -> None:
@@ -255,6 +259,8 @@ def commit(options: dict[str, Any], rest: list[str], root: str) -> int:
     if len(rest) != 2:
         raise RunError("expected a container and a name", "pyrun commit CONTAINER IMAGE")
     container = state.Containers(root).find(rest[0])
+    if (container.config.get("request") or {}).get("storage_opt"):
+        raise RunError("what this container changes is in memory", "pyrun export, and pyrun import")
     source = images.Source.from_data(container.config["source"])
     image = str(container.config.get("image_id") or "")
     if not image:

@@ -49,6 +49,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
     from runtime.state import default_root
 
     root = os.path.abspath(values["root"]) if values.get("root") else default_root()
+    if os.path.lexists(root) and not os.path.isdir(root):
+        raise RunError(f"--root {root}: not a directory")
     if command in _HERE:
         from runtime.cli import run
 

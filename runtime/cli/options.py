@@ -51,7 +51,13 @@ RUN: tuple[Option, ...] = (
     ("--log-driver", "log_driver", "value", "DRIVER", "json-file or none"),
     ("--log-opt", "log_opt", "list", "NAME=VALUE", "max-size=SIZE"),
     ("--storage", "storage", "value", "KIND", "auto, union, kernel, copy"),
-    ("--storage-opt", "storage_opt", "list", "NAME=VALUE", "size=SIZE: most that may change"),
+    (
+        "--storage-opt",
+        "storage_opt",
+        "list",
+        "NAME=VALUE",
+        "size=SIZE and backend=tmpfs",
+    ),
     ("--read-only", "read_only", "flag", "", "the root filesystem cannot be written"),
     ("--tmpfs", "tmpfs", "list", "DIR[:OPTIONS]", "a filesystem in memory"),
     ("-v --volume", "volume", "list", "SRC:DST[:OPTIONS]", "a directory of the host, or a volume"),
@@ -247,6 +253,20 @@ COMMANDS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
         "a container's files as a tar archive",
         (("-o --output", "output", "value", "FILE", "in place of standard output"),),
     ),
+    "save": (
+        "IMAGE",
+        "write an image to a file or to standard output",
+        (
+            ("-o --output", "output", "value", "FILE", "in place of standard output"),
+            ("--format", "archive", "value", "KIND", "docker-archive (default) or oci-archive"),
+        ),
+    ),
+    "load": (
+        "",
+        "bring in images that save has written",
+        (("-i --input", "input", "value", "FILE", "in place of standard input"),),
+    ),
+    "import": ("FILE|- [NAME]", "make an image of a root filesystem's tar archive", ()),
     "volume": ("create|ls|rm|inspect|prune [NAME...]", "named volumes", _JSON),
     "network": ("ls", "the kinds of network that work here", _JSON),
     "info": ("", "what works on this host, and why something does not", _JSON),
@@ -262,9 +282,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
 
 #: Passed to the store as they are, under its own names.
 STORE = {
-    "pull": "pull", "push": "push", "login": "login", "logout": "logout", "load": "load",
-    "save": "export", "import": "import", "tag": "tag", "rmi": "rmi", "history": "history",
-    "images": "images",
+    "pull": "pull", "push": "push", "login": "login", "logout": "logout", "tag": "tag",
+    "rmi": "rmi", "history": "history", "images": "images",
 }  # fmt: skip
 
 GLOBAL: tuple[Option, ...] = (

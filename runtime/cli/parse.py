@@ -26,6 +26,10 @@ def _guess(word: str, known: Sequence[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
+def _help_of(command: str) -> str:
+    return f"pyrun {command} --help" if command else "pyrun --help"
+
+
 def parse(
     arguments: Sequence[str], options: Sequence[Option], command: str, *, stop: bool
 ) -> tuple[dict[str, Any], list[str]]:
@@ -64,16 +68,14 @@ def parse(
             if given is not None and given.startswith("="):
                 given = given[1:]
         if option is None:
-            raise RunError(
-                f"unknown option {name}", _guess(name, list(known)) or f"pyrun {command} --help"
-            )
+            raise RunError(f"unknown option {name}", _guess(name, list(known)) or _help_of(command))
         field, kind = option[1], option[2]
         if kind == "flag":
             values[field] = True if given is None else boolean(given, name)
             continue
         if given is None:
             if index >= len(arguments):
-                raise RunError(f"{name} needs a value: {option[3]}", f"pyrun {command} --help")
+                raise RunError(f"{name} needs a value: {option[3]}", _help_of(command))
             given = arguments[index]
             index += 1
         if kind == "list":

@@ -91,7 +91,6 @@ def info(options: Options, rest: list[str], root: str) -> int:
     host = facts.ask()
     userns = _try_user_namespace()
     groups = cgroups.ask()
-    kind, helper = network.find_helper()
     subordinate = sum(count for _, count in host.callers.sub_uids)
     overlay = _try_kernel_overlay(root) if not userns else "no user namespaces"
     item: Options = {
@@ -105,7 +104,7 @@ def info(options: Options, rest: list[str], root: str) -> int:
         "KernelOverlay": overlay or "yes",
         "Cgroups": "2" if cgroups.is_unified() else "1" if groups.controllers else "none",
         "Controllers": _controllers(groups),
-        "Network": f"private ({kind}: {helper})" if kind else "none: install passt or slirp4netns",
+        "Network": network.usable(),
         "Seccomp": "yes" if os.path.exists("/proc/sys/kernel/seccomp") else "no",
         "LandlockAbi": calls.landlock_abi(),
         "Apparmor": os.path.isdir("/sys/kernel/security/apparmor"),
@@ -117,8 +116,19 @@ def info(options: Options, rest: list[str], root: str) -> int:
         item["SubordinateIds"] = str(error)
     if not show(options, [item]):
         width = max(len(key) for key in item)
-        sys.stdout.write("".join(f"{key:<{width}}  {value}\n" for key, value in item.items()))
+        for key, value in item.items():
+            sys.stdout.write(f"{key:<{width}}  {_shown(value)}\n")
     return 0
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        good = " ".join(key for key, word in value.items() if word == "yes")
+        others = [f"{key}: {word}" for key, word in value.items() if word != "yes"]
+        return ", ".join([*([good] if good else []), *others])
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def _storage(host: facts.HostFacts, overlay: str) -> str:
@@ -199,9 +209,10 @@ def network_(options: Options, rest: list[str], root: str) -> int:
     """``pyrun network ls``."""
     if rest not in ([], ["ls"]):
         raise RunError(f"network {rest[0]}: unknown", "only: pyrun network ls")
-    kind, helper = network.find_helper()
+    _, helper = network.find_helper()
+    usable = network.usable().startswith("private")
     items = [
-        {"Name": "private", "Helper": helper, "Usable": bool(kind)},
+        {"Name": "private", "Helper": helper, "Usable": usable},
         {"Name": "host", "Helper": "", "Usable": True},
         {"Name": "none", "Helper": "", "Usable": True},
     ]

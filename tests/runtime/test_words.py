@@ -196,3 +196,30 @@ def test_the_value_of_root_is_not_the_command() -> None:
     assert _command_of(["--root", "run", "exec", "x"]) == "exec"
     assert _command_of(["run", "--rm"]) == "run"
     assert _command_of(["--root"]) == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"hostname": "bad name!"}, {"hostname": "-x"}, {"hostname": "x" * 65},
+        {"domainname": "a b"}, {"dns": ("foo",)}, {"dns_search": ("a b",)},
+        {"dns_option": ("a\nb",)}, {"add_host": ("x",)}, {"add_host": ("x:y",)},
+        {"env": ("=x",)}, {"env": ("",)}, {"label": ("=x",)}, {"unsetenv": ("a=b",)},
+        {"user": "a b"}, {"user": "a:b:c"}, {"user": "a:"}, {"group_add": ("",)},
+        {"platform": "amd64"}, {"pull": "often"}, {"shm_size": "x"}, {"shm_size": "1"},
+        {"log_opt": ("max-size=x",)}, {"log_opt": ("x=1",)}, {"cpuset_cpus": "0-"},
+        {"cpuset_cpus": "2-1"}, {"cpuset_mems": "a"}, {"landlock": ("ro:relative",)},
+        {"landlock": ("all",)}, {"expose": ("x",)}, {"health_interval": "x"},
+        {"health_timeout": ""}, {"health_retries": "0"}, {"health_start_period": "-1s"},
+        {"storage_opt": ("size",)}, {"storage_opt": ("size=1g", "backend=disk")},
+        {"storage_opt": ("backend=tmpfs",)}, {"restart": "sometimes"}, {"stop_signal": "NO"},
+        {"stop_timeout": "-1"}, {"detach_keys": "ctrl-"}, {"log_driver": "syslog"},
+    ],
+)  # fmt: skip
+def test_words_that_are_refused_before_anything_is_made(words: dict[str, object]) -> None:
+    from runtime import prepare
+    from runtime.request import RunRequest
+
+    with pytest.raises(RunError) as caught:
+        prepare.check(RunRequest(rootfs="/", rm=True, **words))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value).replace("a\nb", "")

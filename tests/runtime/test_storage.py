@@ -1,0 +1,139 @@
+"""What is written where: volumes, sizes, placeholders of mounts, archives of images."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.conftest import Pyrun
+from tests.runtime.test_images import image
+
+__all__ = ["image"]
+
+
+def _tree(any_pyrun: Pyrun, tmp_path: Path) -> Pyrun:
+    """A root that lacks all files that are mounted over, with a directory for a volume."""
+    import shutil
+
+    copy = tmp_path / "tree"
+    shutil.copytree(any_pyrun.rootfs, copy, symlinks=True)
+    (copy / "srv/data/deep").mkdir(parents=True)
+    (copy / "srv/data/deep/file").write_text("from the image\n")
+    (copy / "srv/data/deep/file").chmod(0o604)
+    (copy / "srv/data/link").symlink_to("deep/file")
+    (copy / "srv/data").chmod(0o775)
+    return Pyrun(any_pyrun.kind, any_pyrun.place, copy)
+
+
+def test_a_new_named_volume_gets_the_images_files_once(any_pyrun: Pyrun, tmp_path: Path) -> None:
+    caller = _tree(any_pyrun, tmp_path)
+    look = "stat -c %a /srv/data; cat /srv/data/link; stat -c %a:%u /srv/data/deep/file"
+    told = caller.out("sh", "-c", look, options=("-v", "v:/srv/data"))
+    assert told == "775\nfrom the image\n604:0\n"
+    caller.out("sh", "-c", "rm -r /srv/data/deep /srv/data/link", options=("-v", "v:/srv/data"))
+    assert caller.out("ls", "-A", "/srv/data", options=("-v", "v:/srv/data")) == ""
+    caller("volume", "create", "w")
+    assert caller.out("cat", "/x/link", options=("-v", "w:/x:nocopy", "-v", "w:/srv/data")) == (
+        "from the image\n"
+    )
+    assert caller.out("ls", "-A", "/srv/data", options=("-v", "n:/srv/data:nocopy")) == ""
+    caller("volume", "prune")
+
+
+def test_anonymous_volumes_go_with_a_fleeting_container(any_pyrun: Pyrun) -> None:
+    any_pyrun.out("touch", "/data/x", options=("-v", "/data"))
+    assert any_pyrun("volume", "ls", "--format", "{{.Name}}").stdout == ""
+
+
+def test_what_is_mounted_on_is_no_change(any_pyrun: Pyrun, tmp_path: Path) -> None:
+    caller = _tree(any_pyrun, tmp_path)
+    caller("run", "--name", "c", "--network", "none", "--rootfs", str(caller.rootfs), "true")
+    assert caller("diff", "c").stdout == ""
+    assert "127.0.0.1" in caller.out("cat", "/etc/hosts")
+
+
+def test_a_fleeting_container_is_committed_while_it_runs(any_pyrun: Pyrun, image: str) -> None:
+    single = ("--userns", "single") if any_pyrun.kind == "single" else ()
+    run = ("run", "--rm", "--network", "none", *single)
+    any_pyrun(*run, "-d", "--name", "c", image, "sh", "-c", "echo new >/etc/new; echo up; sleep 100")
+    from tests.runtime.test_lifecycle import wait_for_line
+
+    wait_for_line(any_pyrun, "c")
+    assert "A /etc/new" in any_pyrun("diff", "c").stdout.splitlines()
+    any_pyrun("commit", "c", "made:1")
+    assert any_pyrun(*run, "made:1", "cat", "/etc/new").stdout == "new\n"
+    any_pyrun("rm", "-f", "c")
+
+
+def test_an_image_in_use_is_not_swept(any_pyrun: Pyrun, image: str) -> None:
+    single = ("--userns", "single") if any_pyrun.kind == "single" else ()
+    base = ("run", "--rm", "-d", "--network", "none", *single)
+    any_pyrun(*base, "--name", "c", image, "sh", "-c", "echo up; cat /go; sleep 100")
+    from tests.runtime.test_lifecycle import wait_for_line
+
+    wait_for_line(any_pyrun, "c")
+    any_pyrun("rmi", image)
+    # Nothing of /bin/stat has been read before.
+    assert any_pyrun("exec", "c", "stat", "-c", "%F", "/").stdout == "directory\n"
+    any_pyrun("rm", "-f", "c")
+
+
+def test_images_go_out_and_come_in(any_pyrun: Pyrun, image: str) -> None:
+    archive = any_pyrun.place / "saved.tar"
+    for kind in ("docker-archive", "oci-archive"):
+        any_pyrun("save", "--format", kind, "--output", str(archive), image)
+        any_pyrun("rmi", image)
+        any_pyrun("load", "--input", str(archive))
+        assert image in any_pyrun("images").stdout
+        archive.unlink()
+    assert "no such file" in any_pyrun("load", "--input", "/nosuch", code=1).stderr
+    assert "not an archive" in any_pyrun("load", "-i", "/etc/passwd", code=1).stderr
+    single = ("--userns", "single") if any_pyrun.kind == "single" else ()
+    any_pyrun("run", "--name", "c", "--network", "none", *single, image, "sh", "-c", "echo 1 >/one")
+    any_pyrun("export", "--output", str(archive), "c")
+    with tarfile.open(archive) as tar:
+        assert not [name for name in tar.getnames() if name.startswith("/")]
+    any_pyrun("import", str(archive), "flat:1")
+    run = ("run", "--rm", "--network", "none", *single, "flat:1", "cat", "/one")
+    assert any_pyrun(*run).stdout == "1\n"
+
+
+def test_a_size_is_kept_to(pyrun: Pyrun) -> None:
+    options = ("--storage-opt", "size=1m", "--storage-opt", "backend=tmpfs")
+    script = "dd if=/dev/zero of=/big bs=64k count=64 2>&1 | grep -c 'No space'; echo $?"
+    assert pyrun.out("sh", "-c", script, options=options) == "1\n0\n"
+    done = pyrun.run("true", options=options[:2], code=125)
+    assert "cannot be enforced" in done.stderr and "backend=tmpfs" in done.stderr
+    pyrun.run("true", options=(*options[:2], "--limits", "best-effort"))
+
+
+def test_no_directory_is_made_on_the_host(any_pyrun: Pyrun, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    done = any_pyrun.run("true", options=("-v", f"{missing}:/m"), code=125)
+    assert done.stderr == f"error: volume {missing}: no such file or directory\n"
+    any_pyrun.start("c", "sleep", "100")
+    any_pyrun("cp", "c:/etc/passwd", f"{missing}/deep/x", code=1)
+    assert not missing.exists()
+    if os.geteuid() == 0:
+        return
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["run", "diff"])
+def test_who_reads_may_stop(any_pyrun: Pyrun, name: str) -> None:
+    any_pyrun.start("c", "sleep", "100")
+    import subprocess
+
+    words = {"run": ["export", "c"], "diff": ["ps", "--json"]}[name]
+    with subprocess.Popen(
+        [*any_pyrun.command, *words],
+        env=any_pyrun.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() in (0, 1)
