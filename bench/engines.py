@@ -100,7 +100,8 @@ class Podman(Engine):
             "cgroupfs",
         ]
         self.command += ["--runtime", runtime]
-        self.options = ["--network", "none", *_ulimits()]
+        # For an ordinary user podman takes the caller's by itself.
+        self.options = ["--network", "none", *([] if self.rootless else _ulimits())]
         if os.path.basename(runtime) == "crun":
             self.options.append("--cgroups=disabled")
         elif not self.rootless:

@@ -63,7 +63,8 @@ def podman_words(root: Path, run: Path) -> list[str]:
 
 def python_path(program: str) -> list[str]:
     """Where an interpreter finds our packages, and the libraries of the one that runs us."""
-    here = [str(SOURCES)]
+    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    here = list(dict.fromkeys([str(SOURCES), *inherited]))
     return here if program == sys.executable else [*here, sysconfig.get_paths()["purelib"]]
 
 

@@ -81,7 +81,7 @@ def _parallel(stage: Stage) -> None:
 
 
 def _inside(stage: Stage) -> None:
-    """Memory of a container that runs, and the time to go into it."""
+    """The time to go into a container that runs, and its memory."""
     driver = engine(stage)
     command = driver.start("bench")
     if driver.detaches:
@@ -96,12 +96,15 @@ def _inside(stage: Stage) -> None:
             stderr=subprocess.DEVNULL,
         )
     _wait_for_sleep()
-    time.sleep(_SETTLE_SECONDS)
-    stage.amount(f"container-memory{_suffix(stage)}", _memory())
-    if driver.detaches:
-        _exec(stage, driver)
-        stage.call(driver.stop("bench"), env=driver.environment)
-    _clean()
+    try:
+        if driver.detaches:
+            _exec(stage, driver)
+        time.sleep(_SETTLE_SECONDS)
+        stage.amount(f"container-memory{_suffix(stage)}", _memory())
+    finally:
+        if driver.detaches:
+            stage.call(driver.stop("bench"), env=driver.environment)
+        _clean()
 
 
 def _exec(stage: Stage, driver: Engine) -> None:
