@@ -60,10 +60,20 @@ LOWER: Tree = {
 }
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+def passthrough_works() -> bool:
+    """Linux 6.9, and root outside of user namespaces."""
+    version = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    return version >= (6, 9) and calls.has_sys_admin() and calls.in_initial_user_namespace()
+
+
+@pytest.fixture(scope="module", params=["", "passthrough"], ids=["messages", "passthrough"])
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mounted]:
     """One mount for the tests that need nothing special."""
     needs_fuse()
+    if request.param and not passthrough_works():
+        pytest.skip("no FUSE passthrough here")
     layers = Layers.make(tmp_path_factory.mktemp("posix") / "u", LOWER)
     sparse = layers.lowers[0] / "sparse"
     sparse.mkdir()
@@ -71,7 +81,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
         file.truncate(8 * MIB)
         file.seek(4 * MIB)
         file.write(b"island")
-    mounted = Mounted(layers, "--engine", "direct")
+    words = ("-o", request.param) if request.param else ()
+    mounted = Mounted(layers, "--engine", "direct", *words)
     try:
         yield mounted
         check_tree(mounted)

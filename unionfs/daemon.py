@@ -303,6 +303,7 @@ def make_engine(options: MountOptions, ops: Ops, fd: int, trace: IO[str] | None)
         acl=options.acl,
         timeout=options.union.timeout,
         busy_poll=options.busy_poll,
+        passthrough=options.passthrough,
         debug=options.debug,
         trace=trace,
     )

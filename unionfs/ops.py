@@ -121,9 +121,18 @@ class Ops:
     # -- contents ------------------------------------------------------------------
 
     def open(self, ino: int, flags: int) -> None:
-        """open(2), only with ``copyup_at_open``: what will be written to goes up now."""
+        """open(2), where it is answered: what will be written to goes up now."""
         if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
             copy_up(self.union, self.union.get(ino))
+
+    def in_upper(self, ino: int) -> bool:
+        """Whether a regular file's data is in the upper."""
+        inode = self.union.get(ino)
+        return inode.upper and inode.data is None and inode.kind == stat.S_IFREG
+
+    def data_descriptor(self, ino: int) -> int:
+        """An open descriptor of a file's data, good until the monitor is given up."""
+        return data.data_fd(self.union, self.union.get(ino), write=False)
 
     def read(self, ino: int, offset: int, buffer: memoryview) -> int:
         """pread(2) into ``buffer``; bytes read, short at the end of the file only."""

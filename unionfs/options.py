@@ -49,6 +49,7 @@ class MountOptions(Record):
     trace: str | None = None
     acl: bool = True
     busy_poll: int = 50
+    passthrough: bool = False
     unknown: tuple[str, ...] = ()
     flags: frozenset[str] = frozenset()
 
@@ -220,6 +221,8 @@ def _apply(options: MountOptions, word: str, value: str) -> MountOptions | None:
             if not 0 <= micros <= 10_000:
                 raise UserError("busy_poll: expected microseconds, 0 to 10000")
             return options.replace(busy_poll=micros)
+        case "passthrough":
+            return options.replace(passthrough=value != "0")
         case "writeback":
             return options.replace(union=union.replace(writeback=value != "0"))
         case "noacl":
@@ -307,6 +310,7 @@ def check(options: MountOptions) -> MountOptions:
         UserError: one line and a hint.
     """
     union = options.union
+    _check_passthrough(options)
     lowers = tuple(_lower(path) for path in union.lowers)
     mountpoint = options.mountpoint
     if not mountpoint.startswith("/dev/fd/"):
@@ -339,6 +343,19 @@ def check(options: MountOptions) -> MountOptions:
         raise UserError(f"upper {os.fsdecode(upper)} lies inside the work directory")
     union = union.replace(lowers=lowers, upper=upper, work=work, mountpoint=os.fsencode(mountpoint))
     return options.replace(union=union, mountpoint=mountpoint)
+
+
+def _check_passthrough(options: MountOptions) -> None:
+    if not options.passthrough:
+        return
+    if options.union.writeback:
+        raise UserError("passthrough and writeback exclude each other", "give one of them")
+    if options.engine == "pyfuse3":
+        raise UserError("passthrough needs the direct engine", "leave --engine out")
+    if not (calls.has_sys_admin() and calls.in_initial_user_namespace()):
+        raise UserError(
+            "passthrough needs root outside of user namespaces", "leave -o passthrough out"
+        )
 
 
 def _check_not_mounted(mountpoint: str) -> None:

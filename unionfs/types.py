@@ -133,9 +133,10 @@ class EngineOptions(Record):
 
     ``timeout`` is how long the kernel may trust names and attributes, in seconds (None: forever).
     ``max_write`` is in bytes. ``busy_poll`` is how long to poll for a request before sleeping,
-    in microseconds.
+    in microseconds. ``passthrough`` lets the kernel read and write the upper's files itself.
     """
 
+    passthrough: bool = False
     writeback: bool = False
     copyup_at_open: bool = False
     acl: bool = True

@@ -27,6 +27,7 @@ MOUNT_WORDS: Final = {
     "timeout=": "seconds until names are checked again",
     "writeback=": "1: let the kernel gather writes",
     "busy_poll=": "microseconds to look for a request before sleeping",
+    "passthrough": "the kernel reads and writes copied-up files itself; root only",
     "noacl": "no POSIX ACLs",
     "noxattrs": "no extended attributes",
     "static_nlink": "do not count subdirectories",

@@ -17,6 +17,7 @@ from _thread import _local, allocate_lock, start_new_thread
 from itertools import islice
 
 from unionfs.engine import wire
+from unionfs.engine.passthrough import Passthrough
 from unionfs.engine.waiting import Receiver
 from unionfs.engine.wire import Op
 from unionfs.live import Changes
@@ -29,7 +30,7 @@ from unionfs.types import Caller, EngineOptions, SetAttr
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final
+    from typing import Final, NoReturn
 
     Handler = Callable[[int, int, int, int, memoryview], bytes | None]
 
@@ -97,6 +98,7 @@ class DirectEngine:
         valid = options.timeout
         self._valid = _FOREVER if valid is None else (int(valid), int(valid % 1 * 1_000_000_000))
         self._setxattr_ext = False
+        self._passthrough = Passthrough(ops, fd) if options.passthrough else None
         ops.monitor.on_release = self._step_aside
         self._handlers = self._table()
 
@@ -270,16 +272,20 @@ class DirectEngine:
         self.last_error = f"{what}:\n{traceback.format_exc()}"
         report(self.last_error)
 
+    def _refuse(self, reason: str) -> NoReturn:
+        self.last_error = reason
+        raise OSError(errno.EPROTO, reason)
+
     # -- INIT ------------------------------------------------------------------------
 
     def _init(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
         fields = bytes(body[:20]).ljust(20, b"\0")
-        major, minor, readahead, flags, _flags2 = wire.INIT_IN.unpack(fields)
+        major, minor, readahead, flags, more = wire.INIT_IN.unpack(fields)
         if major < 7 or (major == 7 and minor < 31):
-            raise OSError(errno.EPROTO, "the kernel's FUSE is older than 7.31")
+            self._refuse("the kernel's FUSE is older than 7.31")
         if major > 7:
             return wire.OUT_HEADER.pack(16 + 64, 0, unique) + wire.INIT_OUT.pack(
-                7, wire.KERNEL_MINOR, 0, 0, 0, 0, 0, 0, 0, 0, 0
+                7, wire.KERNEL_MINOR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
             )
         wanted = _WANTED
         if self.options.acl:
@@ -289,6 +295,12 @@ class DirectEngine:
             wanted = wanted & ~wire.EXPLICIT_INVAL_DATA | wire.AUTO_INVAL_DATA
         if self.options.writeback:
             wanted |= wire.WRITEBACK_CACHE
+        if flags & wire.INIT_EXT:
+            flags |= more << 32
+        if self._passthrough is not None:
+            if not flags & wire.PASSTHROUGH:
+                self._refuse("the kernel has no FUSE passthrough (Linux 6.9)")
+            wanted |= wire.PASSTHROUGH
         agreed = flags & wanted
         self._setxattr_ext = bool(agreed & wire.SETXATTR_EXT)
         if not agreed & wire.MAX_PAGES:
@@ -300,14 +312,15 @@ class DirectEngine:
             7,
             self.protocol[1],
             readahead,
-            agreed,
+            agreed & 0xFFFFFFFF,
             64,
             48,
             self.max_write,
             1,
             self.max_write >> 12,
             0,
-            0,
+            agreed >> 32,
+            1 if agreed & wire.PASSTHROUGH else 0,  # how deep the upper may be stacked, and one
         )
 
     # -- requests ----------------------------------------------------------------------
@@ -347,15 +360,18 @@ class DirectEngine:
             Op.COPY_FILE_RANGE_64: self._copy_file_range_64,
             Op.TMPFILE: self._tmpfile,
             Op.SYNCFS: self._syncfs,
-            **({Op.OPEN: self._open} if self.options.copyup_at_open else {}),
+            **({Op.OPEN: self._open} if self._answers_open() else {}),
             # A listing cached for good would never show what appears in a lower.
             **({Op.OPENDIR: self._opendir} if self.options.timeout is not None else {}),
-            Op.RELEASE: self._nothing,
+            Op.RELEASE: self._release,
             Op.RELEASEDIR: self._nothing,
             Op.DESTROY: self._nothing,
         }.items():
             table[opcode] = handler
         return table
+
+    def _answers_open(self) -> bool:
+        return self.options.copyup_at_open or self.options.passthrough
 
     def _unknown(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
         # The kernel remembers ENOSYS and does without: OPEN, OPENDIR, CREATE, FLUSH, STATX …
@@ -453,6 +469,8 @@ class DirectEngine:
         _flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
         attr = self.ops.tmpfile(nodeid, mode, Caller(uid, gid, umask))
         entry = self._entry(unique, attr)
+        if self._passthrough is not None:
+            self._passthrough.opened_cached(attr.ino)
         # TMPFILE carries an open reply: no handle, cached pages kept.
         opened = wire.OPEN_OUT.pack(0, wire.FOPEN_KEEP_CACHE, 0)
         return wire.OUT_HEADER.pack(len(entry) + 16, 0, unique) + entry[16:] + opened
@@ -482,8 +500,18 @@ class DirectEngine:
         return self._entry(unique, self.ops.link(ino, nodeid, bytes(body[8:-1])))
 
     def _open(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
-        self.ops.open(nodeid, wire.OPEN_IN.unpack_from(body)[0])
-        return wire.OUT_HEADER.pack(32, 0, unique) + wire.OPEN_OUT.pack(0, wire.FOPEN_KEEP_CACHE, 0)
+        flags = wire.OPEN_IN.unpack_from(body)[0]
+        answer = (0, wire.FOPEN_KEEP_CACHE, 0)
+        if self._passthrough is not None:
+            answer = self._passthrough.open(nodeid, flags)
+        else:
+            self.ops.open(nodeid, flags)
+        return wire.OUT_HEADER.pack(32, 0, unique) + wire.OPEN_OUT.pack(*answer)
+
+    def _release(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        if self._passthrough is not None:
+            self._passthrough.release(nodeid, wire.RELEASE_IN.unpack_from(body)[0])
+        return wire.OUT_HEADER.pack(16, 0, unique)
 
     def _opendir(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
         return wire.OUT_HEADER.pack(32, 0, unique) + wire.OPEN_OUT.pack(0, 0, 0)

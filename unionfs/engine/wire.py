@@ -98,6 +98,7 @@ EXPLICIT_INVAL_DATA: Final = 1 << 25
 HANDLE_KILLPRIV_V2: Final = 1 << 28
 SETXATTR_EXT: Final = 1 << 29
 INIT_EXT: Final = 1 << 30
+PASSTHROUGH: Final = 1 << 37
 
 FLAG_NAMES: Final = {
     ASYNC_READ: "async_read",
@@ -116,6 +117,7 @@ FLAG_NAMES: Final = {
     EXPLICIT_INVAL_DATA: "explicit_inval_data",
     HANDLE_KILLPRIV_V2: "handle_killpriv_v2",
     SETXATTR_EXT: "setxattr_ext",
+    PASSTHROUGH: "passthrough",
 }
 
 # SETATTR valid bits
@@ -133,6 +135,7 @@ WRITE_KILL_SUIDGID: Final = 1 << 2
 FSYNC_FDATASYNC: Final = 1 << 0
 SETXATTR_ACL_KILL_SGID: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1
+FOPEN_PASSTHROUGH: Final = 1 << 7
 
 NOTIFY_INVAL_INODE: Final = 2
 NOTIFY_INVAL_ENTRY: Final = 3
@@ -146,6 +149,7 @@ ATTR_REPLY: Final = struct.Struct("=IiQ QII " + _ATTR)
 NEGATIVE_REPLY: Final = struct.Struct("=IiQ QQQQII 88x")
 OPEN_IN: Final = struct.Struct("=II")
 OPEN_OUT: Final = struct.Struct("=QII")
+RELEASE_IN: Final = struct.Struct("=QIIQ")
 WRITE_REPLY: Final = struct.Struct("=IiQ II")
 LSEEK_REPLY: Final = struct.Struct("=IiQ Q")
 STATFS_OUT: Final = struct.Struct("=QQQQQIIII24x")
@@ -167,7 +171,7 @@ SETXATTR_IN: Final = struct.Struct("=IIII")
 SETXATTR_COMPAT_IN: Final = struct.Struct("=II")
 GETXATTR_IN: Final = struct.Struct("=II")
 INIT_IN: Final = struct.Struct("=IIIII")
-INIT_OUT: Final = struct.Struct("=IIIIHHIIHHI28x")
+INIT_OUT: Final = struct.Struct("=IIIIHHIIHHII24x")
 FALLOCATE_IN: Final = struct.Struct("=QQQII")
 LSEEK_IN: Final = struct.Struct("=QQII")
 COPY_IN: Final = struct.Struct("=QQQQQQQ")

@@ -65,6 +65,8 @@ _SYS_FCHMODAT2: Final = 452
 _FICLONE: Final = 0x40049409
 _FS_IOC_GETFSUUID: Final = 0x80111500
 _SYNC_FILE_RANGE_WRITE: Final = 2
+_FUSE_DEV_IOC_BACKING_OPEN: Final = 0x4010E501
+_FUSE_DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _long = ctypes.c_long
@@ -297,6 +299,21 @@ def inotify_add_watch(fd: int, path: bytes, mask: int) -> int:
 def inotify_rm_watch(fd: int, wd: int) -> None:
     """inotify_rm_watch(2); a watch that is gone already is fine."""
     _libc.inotify_rm_watch(fd, wd)
+
+
+def fuse_backing_open(fuse_fd: int, fd: int) -> int:
+    """Register a regular file for passthrough with a /dev/fuse connection; its backing id.
+
+    FUSE_DEV_IOC_BACKING_OPEN (include/uapi/linux/fuse.h), Linux 6.9. The kernel keeps the file by
+    its path, not the descriptor.
+    """
+    request = bytearray(struct.pack("=iIQ", fd, 0, 0))
+    return int(fcntl.ioctl(fuse_fd, _FUSE_DEV_IOC_BACKING_OPEN, request, True))
+
+
+def fuse_backing_close(fuse_fd: int, backing: int) -> None:
+    """Give a backing id up; files opened with it go on."""
+    fcntl.ioctl(fuse_fd, _FUSE_DEV_IOC_BACKING_CLOSE, struct.pack("=I", backing))
 
 
 def filesystem_id(fd: int) -> bytes:
