@@ -141,7 +141,7 @@ def _intermediate(channel: Channel, own: bool) -> None:
     watcher = select.poll()
     watcher.register(channel.fd, select.POLLIN)
     # Once the plan is there its first steps come first: mapping ids waits for another program.
-    union.load(lambda: bool(watcher.poll(0)))
+    union.load_until(lambda: bool(watcher.poll(0)))
     message, fds = channel.receive()
     if not message:
         os._exit(0)

@@ -23,24 +23,36 @@ if TYPE_CHECKING:
     from runtime.plan import Plan, RootPlan
 
 
-#: What serves a union, in the order of import; a few of the standard library's first.
+#: What serves a union, in the order of import.
 _MODULES = (
-    "re", "typing", "dataclasses", "contextlib", "threading", "unionfs.types", "unionfs.sys.calls",
-    "unionfs.layer", "unionfs.upper", "unionfs.union", "unionfs.ops", "unionfs.options",
-    "unionfs.daemon", "unionfs.engine.wire", "unionfs.engine.direct", "unionfs.engine.mounting",
+    "unionfs.types", "unionfs.sys.calls", "unionfs.layer", "unionfs.upper", "unionfs.union",
+    "unionfs.ops", "unionfs.options", "unionfs.daemon", "unionfs.engine.wire",
+    "unionfs.engine.direct", "unionfs.engine.mounting",
 )  # fmt: skip
+#: What only unions over an image of the store need.
+_STORE = "cowstore.viewlayer"
 
 
-def load(enough: Callable[[], bool] = lambda: False) -> None:
-    """Import what serves a union, and put off what it may never need.
-
-    ``enough`` is asked between modules; if it says yes, the rest is left to the next call.
-    """
+def load() -> None:
+    """Import what serves a union, and put off what it may never need."""
     put_off("inspect", "json", "shutil", "socket", "subprocess", "traceback")
     for name in _MODULES:
+        __import__(name)
+
+
+def load_until(enough: Callable[[], bool]) -> None:
+    """As ``load``, and the store's part, before it is known whether any is needed.
+
+    ``enough`` is asked between modules; if it says yes, the rest is left to ``load``.
+    """
+    put_off("inspect", "json", "shutil", "socket", "subprocess", "traceback")
+    for name in (*_MODULES, _STORE):
         if enough():
             return
-        __import__(name)
+        try:
+            __import__(name)
+        except ImportError:
+            return  # told when it is needed
 
 
 def _words(plan: Plan) -> list[str]:
