@@ -68,10 +68,12 @@ class Pyrun(Engine):
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
         self.environment["PYUNION_STORE"] = str(self.home / "store")
+        self.python = self.command[0]
         self.command = [*self.command, "--root", str(self.home / "pyrun")]
 
     def prepare(self) -> None:
-        self.call("load", f"oci-archive:{self.image}", NAME)
+        words = ["import", "-q", f"oci-archive:{self.image}", NAME]
+        self.stage.call([self.python, "-P", "-m", "cowstore", *words], env=self.environment)
 
     def run(self, name: str, *words: str) -> list[str]:
         return [*self.command, "run", "--rm", "--network", "none", NAME, *words]

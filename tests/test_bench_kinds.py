@@ -99,8 +99,9 @@ def test_images_are_measured(place: Path) -> None:
 def test_containers_are_measured(place: Path) -> None:
     made = _bench(place, "--only", f"exec{SUFFIX},container-memory{SUFFIX}", "--peers", "pyrun")
     errors = [mounted.error for mounted in made.mounts if mounted.error]
-    if errors:
+    if errors and not IS_ROOT:
         pytest.skip(f"no container can be run here: {errors[0]}")
+    assert not errors
     assert f"exec{SUFFIX}" in _measured(made, "pyrun")
     if not IS_ROOT:
         return  # some of its processes let nobody look
