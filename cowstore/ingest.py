@@ -20,8 +20,9 @@ from cowstore.codec import detect, inflate
 from cowstore.errors import Refused
 from cowstore.manifest import LINK, Entry, Skeleton
 from cowstore.objects import SMALL, Stager
-from cowstore.rules import Limits
+from cowstore.rules import Limits, is_whiteout
 from cowstore.tar import ByteSource, Member, TarReader, _show
+from unionfs.formats import WH_PREFIX
 
 _QUEUED = 6
 
@@ -213,7 +214,10 @@ def _entries(
         target = member.target
         if member.kind == LINK:
             target = rules.link_target(member, path)
-        tree.add(path, member.kind, target)
+        if WH_PREFIX not in path or not is_whiteout(path):
+            # A whiteout says something of lower layers alone: it may stand beneath what is a file
+            # here (umoci writes one for each name of a directory that gave way to something else).
+            tree.add(path, member.kind, target)
         skeleton.add(member.raw)
         bound(count, limits.entries, "members")
         bound(skeleton.size, limits.raw, "bytes between files")

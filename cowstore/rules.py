@@ -77,6 +77,11 @@ def is_skipped(path: bytes) -> bool:
     return any(part in _AUFS for part in path.split(b"/")) if b".wh..wh." in path else False
 
 
+def is_whiteout(path: bytes) -> bool:
+    """Whether the last part of a path marks a deletion."""
+    return path.rpartition(b"/")[2].startswith(WH_PREFIX)
+
+
 def check_name(path: bytes, kind: int) -> None:
     """Reserved names: ``.wh.`` marks deletions and can mark nothing else."""
     if WH_PREFIX not in path or is_skipped(path):

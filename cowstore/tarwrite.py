@@ -71,8 +71,11 @@ def header(entry: Entry) -> bytes:
     pax: list[tuple[bytes, bytes]] = []
     sparse = b""
     if entry.sparse:
-        numbers_text = b"".join(b"%d\n%d\n" % extent for extent in entry.sparse)
-        sparse = b"%d\n" % len(entry.sparse) + numbers_text
+        extents = entry.sparse
+        if sum(extents[-1]) < entry.size:
+            extents = (*extents, (entry.size, 0))  # GNU tar knows of a last hole by this alone
+        numbers_text = b"".join(b"%d\n%d\n" % extent for extent in extents)
+        sparse = b"%d\n" % len(extents) + numbers_text
         sparse += padding(len(sparse))
         length = len(sparse) + sum(count for _, count in entry.sparse)
         pax = [
