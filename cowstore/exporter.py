@@ -26,6 +26,7 @@ from cowstore.errors import Damaged, NotFound, Refused, StoreError
 from cowstore.layers import payload_of
 from cowstore.manifest import LINK, Entry
 from cowstore.merge import walk
+from cowstore.reference import check_ref_name, local_name
 from cowstore.tarwrite import header, padding, trailer
 from cowstore.types import Image, ImageRef, Progress
 
@@ -374,6 +375,7 @@ def _to_layout(
 ) -> None:
     """Add an image to an OCI layout, which is made if it is not there. The index goes last."""
     blobs = os.path.join(path, "blobs", "sha256")
+    check_ref_name(tag)
     _check_layout(path)
     try:
         os.makedirs(blobs, exist_ok=True)
@@ -431,6 +433,7 @@ def _small(name: str, data: bytes) -> bytes:
 def _oci_archive(
     top: oci.Descriptor, blobs: list[Outgoing], tag: str, progress: Progress | None
 ) -> Iterator[bytes]:
+    check_ref_name(tag)
     yield _small("oci-layout", _LAYOUT)
     index = {"schemaVersion": 2, "manifests": [_index_entry(top, tag)]}
     yield _small("index.json", oci.dumps(index))
@@ -454,7 +457,7 @@ def _docker_archive(
     if not image.config:
         raise StoreError("an artifact has no place in a docker archive", "export it to oci:")
     config = store.blob(image.config_digest)
-    names = [tag if ":" in tag.rpartition("/")[2] else f"{tag}:latest"] if tag else image.names
+    names = [local_name(tag)] if tag else image.names
     layers = [f"{digests.hex_of(diff_id)}.tar" for diff_id in image.layers]
     manifest = [
         {

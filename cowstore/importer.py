@@ -99,7 +99,7 @@ def check_platform(found: Found, wanted: str) -> None:
         NotFound: it is of another.
     """
     found.platform = wanted
-    if found.index or not found.config:
+    if found.index or not found.layers or not found.config:
         return
     there = oci.platform_of(oci.loads(found.config, "the configuration"))
     if (

@@ -21,6 +21,7 @@ _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 #: Of a whole name without its tag, as registries bound it (distribution-spec).
 _LONGEST = 255
+_REF_NAME = re.compile(r"[A-Za-z0-9]+(?:[-._:@/+]+[A-Za-z0-9]+)*")
 #: What a name for an image is, for hints.
 _GRAMMAR = "[REGISTRY/]NAME[:TAG], the name in lower case: letters, digits, and . _ - between them"
 
@@ -39,7 +40,7 @@ def parse_ref(text: str) -> ImageRef:
     if transport == "host":
         return ImageRef("host", rest or "/")
     if not rest:
-        raise StoreError(f"{text}: no path")
+        raise StoreError(f"{text!r}: there is no path behind {transport}:")
     if transport in ("rootfs", "dir"):
         return ImageRef(transport, rest)
     place, tag = _split_tag(rest)
@@ -54,6 +55,8 @@ def _split_tag(rest: str) -> tuple[str, str]:
 
 def _registry_ref(rest: str, text: str) -> ImageRef:
     hint = "docker://REGISTRY/NAME[:TAG|@DIGEST]"
+    if not rest:
+        raise StoreError(f"{text}: there is no registry and no name", hint)
     rest, at, digest = rest.partition("@")
     if at and not is_digest(digest):
         raise StoreError(f"{text}: {digest!r} is not a sha256 digest", hint)
@@ -136,8 +139,19 @@ def local_name(text: str) -> str:
     host, rest = _split_host(text)
     path, colon, tag = rest.partition(":")
     if problem := _wrong(host, path, tag if colon else None):
-        raise StoreError(f"{text}: {problem}", _GRAMMAR)
+        raise StoreError(f"{text!r}: {problem}", _GRAMMAR)
     return text if colon else f"{text}:latest"
+
+
+def check_ref_name(text: str) -> str:
+    """A tag in an OCI layout (image-spec annotations.md, "org.opencontainers.image.ref.name").
+
+    Raises:
+        StoreError: not one.
+    """
+    if text and not _REF_NAME.fullmatch(text):
+        raise StoreError(f"{text!r} is not a tag for an OCI layout", "letters, digits, and - . _ :")
+    return text
 
 
 def name_for(ref: ImageRef) -> str | None:

@@ -218,7 +218,10 @@ def from_layout(
         NotFound: no such tag, or several images and no tag.
         Refused: not a layout, or one that contradicts itself.
     """
-    layout = oci.loads(place.read("oci-layout", 4096), "oci-layout")
+    try:
+        layout = oci.loads(place.read("oci-layout", 4096), "oci-layout")
+    except Refused as error:
+        raise Refused(f"{error}: this is no OCI layout", error.hint) from None
     if layout.get("imageLayoutVersion") != "1.0.0":
         raise Refused(f"an OCI layout of version {layout.get('imageLayoutVersion')!r} is not known")
     entries = oci.parse_index(place.read("index.json", oci.MAX_JSON))
@@ -297,12 +300,11 @@ def choose_images(
     chosen.index = index
     if not everything or not index:
         return [chosen]
-    nested: list[bytes] = []
+    nested: dict[str, bytes] = {}
     found = {digests.of(chosen.manifest): chosen}
-    for other in _all_of(fetch, top, nested, 4):
-        found.setdefault(digests.of(other.manifest), other)
+    _add_all(fetch, top, found, nested, 4)
     for item in found.values():
-        item.index, item.whole, item.nested = index, True, tuple(nested)
+        item.index, item.whole, item.nested = index, True, tuple(nested.values())
     return list(found.values())
 
 
@@ -311,17 +313,21 @@ def _is_index(data: bytes, media_type: str) -> bool:
     return (document.get("mediaType") or media_type) in oci.INDEXES or "manifests" in document
 
 
-def _all_of(fetch: Fetch, index: bytes, nested: list[bytes], depth: int) -> Iterator[Found]:
-    entries = oci.parse_index(index)
-    if not depth or len(entries) > _MOST:
-        raise Refused("an index of more images, or more deeply nested, than any in use")
-    for entry in entries:
+def _add_all(
+    fetch: Fetch, index: bytes, found: dict[str, Found], nested: dict[str, bytes], depth: int
+) -> None:
+    """Every image of an index, each fetched once."""
+    for entry in oci.parse_index(index):
+        if entry.digest in found or entry.digest in nested:
+            continue
+        if not depth or len(found) + len(nested) > _MOST:
+            raise Refused("an index of more images, or more deeply nested, than any in use")
         data, media_type = fetch(entry)
         if _is_index(data, media_type):
-            nested.append(data)
-            yield from _all_of(fetch, data, nested, depth - 1)
+            nested[entry.digest] = data
+            _add_all(fetch, data, found, nested, depth - 1)
         else:
-            yield described(data, media_type)
+            found[entry.digest] = described(data, media_type)
 
 
 def described(data: bytes, media_type: str) -> Found:

@@ -36,6 +36,7 @@ _KINDS: Final = {
     b"6": stat.S_IFIFO,
 }
 _XATTR: Final = b"SCHILY.xattr."
+_NO_TAR: Final = "not a tar archive, or damaged"
 
 
 class Member(NamedTuple):
@@ -203,7 +204,10 @@ class TarReader:
             try:
                 member = self._next()
             except Refused as error:
-                raise Refused(f"{self._where()}{error}", error.hint) from None
+                text = str(error)
+                if not self._name and not text.startswith(_NO_TAR):
+                    text = f"{_NO_TAR}: {text}"
+                raise Refused(f"{self._where()}{text}", error.hint) from None
             self._whole = True
             if member is None:
                 return
@@ -291,7 +295,7 @@ class TarReader:
             return
         signed = total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
         if signed != stored:
-            raise Refused("not a tar archive, or damaged: a header's checksum is wrong")
+            raise Refused(f"{_NO_TAR}: a header's checksum is wrong")
 
     def _member(
         self,

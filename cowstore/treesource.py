@@ -36,7 +36,8 @@ def tree_source(ref: ImageRef, stack: ExitStack) -> Found:
     try:
         top = os.open(ref.place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise StoreError(f"{ref.place}: {error.strerror}") from None
+        hint = "rootfs:FILE takes an archive" if error.errno == errno.ENOTDIR else ""
+        raise StoreError(f"{ref.place}: {error.strerror}", hint) from None
     stack.callback(os.close, top)
     hidden = frozenset[tuple[int, int]]()
     if ref.transport == "host":

@@ -43,7 +43,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "tag": Command("manage", "give an image one name more"),
     "rmi": Command("manage", "take a name away, and the image with its last"),
     "diff": Command("show", "what differs between two images or snapshots"),
-    "tree": Command("show", "images, and the layers they share, as a tree"),
+    "tree": Command("show", "layers as a tree; of an image, its files as directories"),
     "df": Command("show", "where the space goes: shared and unique"),
     "prune": Command("manage", "remove images without a name, and what nothing refers to"),
     "gc": Command("manage", "remove what nothing refers to"),

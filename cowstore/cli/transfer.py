@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
 from cowstore.cli.main import is_quiet, open_store, wants_json
 from cowstore.cli.output import dump, progress, tell_image
 from cowstore.errors import StoreError
+
+#: What an image can go out to.
+_TARGETS = ("oci", "oci-archive", "docker-archive", "rootfs", "docker")
 
 
 def number(low: int, high: int) -> Any:
@@ -111,9 +115,12 @@ def _with_transport(text: str) -> str:
     host = text.partition("/")[0]
     if "/" in text and ("." in host or ":" in host or host == "localhost"):
         return f"docker://{text}"
-    raise StoreError(
-        f"{text}: no transport", "docker://REGISTRY/NAME, oci:DIR, rootfs:FILE, … (see --help)"
-    )
+    hint = "docker://REGISTRY/NAME, oci:DIR, rootfs:FILE, … (see --help)"
+    if os.path.isdir(text):
+        hint = f"oci:{text} if it is an OCI layout, dir:{text} if it is a tree"
+    elif os.path.exists(text):
+        hint = f"rootfs:{text}, oci-archive:{text} or docker-archive:{text}, by what it is"
+    raise StoreError(f"{text}: no transport", hint)
 
 
 def _outgoing(parser: argparse.ArgumentParser) -> None:
@@ -157,6 +164,10 @@ def _push(arguments: argparse.Namespace) -> int:
 
 def _send(arguments: argparse.Namespace, registry: dict[str, Any]) -> int:
     """Export or push, and tell the digest: of the manifest, or of the index."""
+    if arguments.target.partition(":")[0] not in _TARGETS:
+        raise StoreError(
+            f"{arguments.target}: nothing can be exported to that", f"one of {', '.join(_TARGETS)}"
+        )
     with open_store(arguments) as store:
         whole = arguments.all_platforms
         had = store.index_of(arguments.name) if whole else store.resolve(arguments.name).id
