@@ -227,11 +227,19 @@ def _sweep_blobs(store: Store, marked: _Marked, freed: Freed) -> None:
                 "SELECT 1 FROM blobs WHERE digest=?", digest
             ):
                 continue
-            with contextlib.suppress(FileNotFoundError):
-                size = os.stat(path).st_size
-                if _discard(store, path, marked.oldest):
-                    freed.blobs += 1
-                    freed.bytes += size
+            freed.blobs += _free(store, path, marked, freed)
+
+
+def _free(store: Store, path: str, marked: _Marked, freed: Freed) -> bool:
+    """Remove a file that nothing refers to, unless a session uses it; whether it went."""
+    try:
+        size = os.stat(path, follow_symlinks=False).st_size
+        gone = _discard(store, path, marked.oldest)
+    except FileNotFoundError:
+        return False  # another sweep was quicker
+    if gone:
+        freed.bytes += size
+    return gone
 
 
 def _sweep_objects(store: Store, marked: _Marked, freed: Freed) -> None:
@@ -245,12 +253,7 @@ def _sweep_objects(store: Store, marked: _Marked, freed: Freed) -> None:
             return
     for name in all_names(store.layout):
         if name not in live:
-            path = store.layout.object(name)
-            with contextlib.suppress(FileNotFoundError):
-                size = os.stat(path).st_size
-                if _discard(store, path, marked.oldest):
-                    freed.objects += 1
-                    freed.bytes += size
+            freed.objects += _free(store, store.layout.object(name), marked, freed)
 
 
 def _discard(store: Store, path: str, oldest: int) -> bool:

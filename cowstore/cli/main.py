@@ -60,12 +60,22 @@ class Arguments:
         self.__dict__.update(values)
 
 
-#: Command lines that a container waits for: words, names of the places, options with a value.
+#: Command lines that a container waits for: words, names of the places, options of their own.
 _QUICK: Final[dict[tuple[str, ...], tuple[tuple[str, ...], dict[str, object]]]] = {
     ("snapshot", "create"): (("name",), {"id": None, "quota": None}),
-    ("mount",): (("what", "mountpoint"), {}),
+    ("mount",): (("what", "mountpoint"), {"words": [], "foreground": False}),
 }
-_SWITCHES: Final = {"--json": "json", "-q": "quiet", "--quiet": "quiet", "--no-sync": "no_sync"}
+_SWITCHES: Final = {
+    "--json": "json",
+    "-q": "quiet",
+    "--quiet": "quiet",
+    "--no-sync": "no_sync",
+    "-f": "foreground",
+    "--foreground": "foreground",
+}
+_VALUES: Final = {"--root": "root", "--id": "id", "--quota": "quota"}
+_LISTS: Final = {"--store": "store", "-o": "words"}
+_COMMON: Final = frozenset({"json", "quiet", "no_sync", "root", "store"})
 
 
 def quick_arguments(words: Sequence[str]) -> Arguments | None:
@@ -76,30 +86,27 @@ def quick_arguments(words: Sequence[str]) -> Arguments | None:
     rest = list(words)
     plain: list[str] = []
     found: dict[str, object] = {}
-    stores: list[str] = []
+    lists: dict[str, list[str]] = {}
     while rest:
         word = rest.pop(0)
         if word in _SWITCHES:
             found[_SWITCHES[word]] = True
-        elif word in ("--root", "--store", "--id") and rest and not rest[0].startswith("-"):
-            value = rest.pop(0)
-            if word == "--store":
-                stores.append(value)
-            else:
-                found[word[2:]] = value
-        elif word.startswith("-"):
-            return None
-        else:
+        elif not word.startswith("-"):
             plain.append(word)
+        elif word not in (*_VALUES, *_LISTS) or not rest or rest[0].startswith("-"):
+            return None
+        elif word in _VALUES:
+            found[_VALUES[word]] = rest.pop(0)
+        else:
+            lists.setdefault(_LISTS[word], []).append(rest.pop(0))
+    found |= lists
     for command, (places, options) in _QUICK.items():
         count = len(command)
         if tuple(plain[:count]) == command and len(plain) == count + len(places):
-            if "id" in found and "id" not in options:
+            if found.keys() - _COMMON - options.keys():
                 return None
-            if stores:
-                found["store"] = stores
             values = dict(zip(places, plain[count:], strict=True))
-            fixed = {"command": command[0], "part": command[-1], "words": [], "foreground": False}
+            fixed = {"command": command[0], "part": command[-1]}
             return Arguments(**fixed, **{**options, **values, **found})
     return None
 

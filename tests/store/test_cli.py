@@ -161,6 +161,8 @@ def test_help_is_there() -> None:
         ["snapshot", "create", "x", "--json", "--store", "a", "--store", "b", "-q"],
         ["mount", "x", "/mnt", "--root", "r"],
         ["--no-sync", "mount", "x", "/mnt"],
+        ["mount", "-f", "-o", "ro", "x", "/mnt", "-o", "allow_other"],
+        ["snapshot", "create", "--quota", "1G", "x"],
     ],
 )
 def test_short_cuts_read_what_the_parser_reads(words: list[str]) -> None:
@@ -184,8 +186,9 @@ def test_short_cuts_read_what_the_parser_reads(words: list[str]) -> None:
         ["snapshot", "create", "x", "--help"],
         ["snapshot", "create", "x", "--id"],
         ["snapshot", "create", "--id=y", "x"],
-        ["mount", "x", "m", "-f"],
+        ["mount", "x", "m", "-f", "--help"],
         ["mount", "x", "m", "--id", "y"],
+        ["snapshot", "create", "x", "-o", "ro"],
     ],
 )
 def test_all_else_is_for_the_parser(words: list[str]) -> None:
