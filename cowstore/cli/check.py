@@ -7,7 +7,7 @@ import sys
 
 from cowstore.cli.main import is_quiet, open_store, wants_json
 from cowstore.cli.output import dump, progress
-from cowstore.errors import StoreError
+from cowstore.errors import StoreError, printable
 from cowstore.fsck import check
 from cowstore.repair import repair
 
@@ -48,7 +48,8 @@ def _fsck(arguments: argparse.Namespace) -> int:
     else:
         for finding in findings:
             said = f" [{done[finding]}]" if finding in done else ""
-            sys.stdout.write(f"{finding.code} {finding.subject}: {finding.text}{said}\n")
+            line = f"{finding.code} {finding.subject}: {finding.text}{said}"
+            sys.stdout.write(f"{printable(line)}\n")
         if not findings and not is_quiet(arguments):
             sys.stdout.write("nothing wrong\n")
     return 1 if any(finding not in done for finding in findings) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,8 @@ from threading import Lock
 from typing import Any
 
 from cowstore.types import Image, Progress
+
+_UNSAFE = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
 
 def size(count: float) -> str:
@@ -42,8 +45,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def dump(value: Any) -> None:
     """JSON for scripts."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=_plain)
-    sys.stdout.write("\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=_plain)
+    # Names that are no UTF-8, and what a terminal would take for commands, as JSON's escapes.
+    sys.stdout.write(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def tell_image(arguments: Any, image: Image) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cowstore.cli.main import open_store, wants_json
 from cowstore.cli.output import age, dump, size, table
-from cowstore.errors import StoreError
+from cowstore.errors import StoreError, printable
 from cowstore.types import Image
+
+if TYPE_CHECKING:
+    from cowstore.store import Store
 
 
 def _nothing(parser: argparse.ArgumentParser) -> None:
@@ -35,16 +38,34 @@ def _image_json(image: Image) -> dict[str, Any]:
 def _images(arguments: argparse.Namespace) -> int:
     with open_store(arguments) as store:
         images = store.images()
+        others = _of_indexes(store, images)
     if wants_json(arguments):
         dump([_image_json(image) for image in images])
         return 0
     rows = [
         (name, image.short_id, str(len(image.layers)), size(image.size), age(image.created_at))
         for image in images
-        for name in image.names or ("<none>",)
+        for name in image.names or (others.get(image.id, "<none>"),)
     ]
     table(("NAME", "ID", "LAYERS", "SIZE", "HERE SINCE"), rows)
     return 0
+
+
+def _of_indexes(store: Store, images: list[Image]) -> dict[str, str]:
+    """How images are shown that have no name but are of an index that has one."""
+    from cowstore.oci import platform_of
+
+    names = dict(
+        store.database.rows(
+            "SELECT members.image, names.name FROM members JOIN names"
+            " ON members.index_digest = names.index_digest"
+        )
+    )
+    return {
+        image.id: f"{names[image.id]} ({printable(platform_of(image.config)) or 'artifact'})"
+        for image in images
+        if not image.names and image.id in names
+    }
 
 
 def _layers(arguments: argparse.Namespace) -> int:
@@ -85,8 +106,8 @@ def _history(arguments: argparse.Namespace) -> int:
         (
             line["layer"][7:19] if line["layer"] else "-",
             size(line["content"]) if line["layer"] else "-",
-            str(line.get("created", ""))[:19],
-            str(line.get("created_by") or line.get("comment") or "")[:100].replace("\n", " "),
+            printable(str(line.get("created", ""))[:19]),
+            printable(str(line.get("created_by") or line.get("comment") or "")[:100]),
         )
         for line in lines
     ]
@@ -178,10 +199,9 @@ def _diff(arguments: argparse.Namespace) -> int:
         return 0
     for change in changes:
         what = ",".join(change["what"])
-        line = f"{change['kind']} {change['type']} {change['path']}" + (
-            f" ({what})" if what else ""
-        )
-        sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
+        path = printable(change["path"])
+        line = f"{change['kind']} {change['type']} {path}" + (f" ({what})" if what else "")
+        sys.stdout.write(f"{line}\n")
     return 0
 
 

@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 
 from cowstore import digest as digests
 from cowstore import oci
-from cowstore.errors import NotFound, Refused, StoreError
+from cowstore.errors import NotFound, Refused, StoreError, printable
 from cowstore.registry.auth import Credentials, find
 from unionfs import __version__
 
@@ -192,7 +192,7 @@ class Registry:
             response.close()
             response.release_conn()
         parts = (f"registry {self.host}", repository, told or response.reason or "")
-        text = ": ".join(part for part in parts if part)
+        text = printable(": ".join(part for part in parts if part)[:500])
         if response.status in (408, 429) or response.status >= 500:
             return Lost(f"{text} ({response.status})")
         if response.status == 404:

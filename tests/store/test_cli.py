@@ -110,6 +110,16 @@ def test_mistakes_are_told_in_a_line(root: Path, words: tuple[str, ...], text: s
     assert all(line.startswith("hint: ") for line in lines[1:])
 
 
+def test_names_that_a_terminal_would_obey_are_escaped(root: Path, tmp_path: Path) -> None:
+    odd = "e\x1b[2J\nx\udcff\x9b"
+    (tmp_path / "y.tar").write_bytes(tar([d("etc"), M("etc/a", b"1" * 5000), M("b"), M(odd)]))
+    ok(root, "import", f"rootfs:{tmp_path}/y.tar", "other")
+    assert ok(root, "diff", "img", "other") == "A file /e\\x1b[2J\\nx\\xff\\x9b\n"
+    said = ok(root, "diff", "img", "other", "--json")
+    assert said.isprintable() or set(said) - set(map(chr, range(32, 127))) == {"\n"}
+    assert json.loads(said)[0]["path"] == "/" + odd
+
+
 def test_an_output_that_nobody_reads_on_ends_quietly(root: Path, tmp_path: Path) -> None:
     (tmp_path / "big.tar").write_bytes(tar([M("big", b"0" * (4 << 20))]))
     ok(root, "import", f"rootfs:{tmp_path}/big.tar", "big")
