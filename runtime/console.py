@@ -54,7 +54,7 @@ class RawTerminal:
 
             try:
                 self.saved = termios.tcgetattr(0)
-                tty.setraw(0)
+                tty.setraw(0, termios.TCSADRAIN)  # what has been typed already is not lost
             except termios.error:
                 self.saved = None
         return self

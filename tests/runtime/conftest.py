@@ -52,6 +52,7 @@ _PROGRAMS = [
     "sync",
     "nproc",
     "kill",
+    "stty",
 ]
 _MS_BIND = 0x1000
 

@@ -58,7 +58,9 @@ def test_what_is_mounted_on_is_no_change(any_pyrun: Pyrun, tmp_path: Path) -> No
 def test_a_fleeting_container_is_committed_while_it_runs(any_pyrun: Pyrun, image: str) -> None:
     single = ("--userns", "single") if any_pyrun.kind == "single" else ()
     run = ("run", "--rm", "--network", "none", *single)
-    any_pyrun(*run, "-d", "--name", "c", image, "sh", "-c", "echo new >/etc/new; echo up; sleep 100")
+    any_pyrun(
+        *run, "-d", "--name", "c", image, "sh", "-c", "echo new >/etc/new; echo up; sleep 100"
+    )
     from tests.runtime.test_lifecycle import wait_for_line
 
     wait_for_line(any_pyrun, "c")

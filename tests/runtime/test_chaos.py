@@ -1,0 +1,95 @@
+"""Helpers killed at any moment, also while a container begins: what is left can be put in order."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.conftest import Pyrun
+
+_PR_SET_CHILD_SUBREAPER = 36
+_SECONDS = 20
+
+
+def _parents() -> dict[int, tuple[int, str]]:
+    """(parent, state) of every process."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+                found[int(name)] = (int(fields[1]), fields[0].decode())
+    return found
+
+
+def _descendants() -> list[int]:
+    """Living processes beneath this one."""
+    parents = _parents()
+    ours = {os.getpid()}
+    grown = True
+    while grown:
+        more = {pid for pid, (parent, _) in parents.items() if parent in ours} - ours
+        ours |= more
+        grown = bool(more)
+    return sorted(pid for pid in ours - {os.getpid()} if parents[pid][1] != "Z")
+
+
+@pytest.fixture
+def reaper() -> Iterator[None]:
+    """Orphans become this process's children, so that they can be found."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    yield
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_process_killed_at_any_moment(any_pyrun: Pyrun, reaper: None, seed: int) -> None:
+    dice = random.Random(seed)
+    single = ("--userns", "single") if any_pyrun.kind == "single" else ()
+    rm = ("--rm",) if dice.random() < 0.5 else ()
+    words = ["run", "-d", *rm, "--network", "none", *single, "--name", "x"]
+    before = set(_descendants())
+    with subprocess.Popen(
+        [*any_pyrun.command, *words, "--rootfs", str(any_pyrun.rootfs), "sleep", "1000"],
+        env=any_pyrun.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        wanted = dice.randint(1, 6)
+        end = time.monotonic() + _SECONDS
+        most: list[int] = []
+        while len(most) < wanted and process.poll() is None and time.monotonic() < end:
+            most = [pid for pid in _descendants() if pid not in before]
+        if most:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(dice.choice(most), signal.SIGKILL)
+        _, said = process.communicate(timeout=_SECONDS)
+    assert b"Traceback" not in said, said
+    shown = any_pyrun("ps", "-a", "--format", "{{.Status}}").stdout.split("\n")
+    assert set(shown) <= {"running", "exited", "created", ""}, shown
+    any_pyrun("rm", "--force", "--all")
+    assert any_pyrun("ps", "-aq").stdout == ""
+    for name in ("containers", "names"):
+        assert list((any_pyrun.place / "pyrun").glob(f"{name}/*")) == []
+    end = time.monotonic() + _SECONDS
+    left = set(_descendants()) - before
+    while left and time.monotonic() < end:
+        _reap()
+        left = set(_descendants()) - before
+    assert not left, left
+    assert str(any_pyrun.place) not in Path("/proc/self/mountinfo").read_text()
