@@ -265,6 +265,11 @@ def _plan_v1(request: RunRequest, limits: list[Limit], host: Host, name: str) ->
             hint = "a kernel with it"
             _refuse(option, f"this kernel has no {chosen}", hint, request, warnings)
             continue
+        if option.startswith("--device-write"):
+            # cgroup-v1/blkio-controller.rst: "buffered writes" are not throttled, and the
+            # union's daemon writes no others.
+            why = "cgroup v1 does not count writes that go through the page cache"
+            _refuse(option, why, "boot with cgroup v2", request, warnings)
         used[controller] = where
         group = "outer" if controller in OUTER else "inner"
         values += [(group, controller, file, text) for file, text in chosen]

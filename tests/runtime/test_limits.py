@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,3 +163,32 @@ def test_a_delegated_subtree_serves_an_ordinary_user(
     assert done.stdout == "137\n", done
     pyrun.clean()
     os.chown(tmp_path, 0, 0)
+
+
+def _disk_of(path: str) -> str:
+    """The whole disk that a directory is on, as /dev/NAME."""
+    number = os.stat(path).st_dev
+    place = os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    if os.path.exists(f"{place}/partition"):
+        place = os.path.dirname(place)
+    return f"/dev/{os.path.basename(place)}"
+
+
+def test_a_limit_of_bytes_a_second_holds_on_the_containers_root(root_pyrun: Pyrun) -> None:
+    _needs_v1("blkio")
+    disk = _disk_of(str(root_pyrun.place))
+    if not os.path.exists(disk) or not os.path.exists(f"/sys/block/{os.path.basename(disk)}"):
+        pytest.skip("this kernel has no disk beneath the temporary directory")
+    lower = root_pyrun.rootfs / "big"
+    lower.write_bytes(os.urandom(3 << 20))
+    with lower.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    read = "dd if=/big of=/dev/null bs=64k"
+    begun = time.monotonic()
+    root_pyrun.run("sh", "-c", read, options=("--device-read-bps", f"{disk}:1m"))
+    took = time.monotonic() - begun
+    lower.unlink()
+    assert took > 1.8, "three MiB at one a second"
+    done = root_pyrun.run("true", options=("--device-write-bps", f"{disk}:1m"), code=125)
+    assert "page cache" in done.stderr
