@@ -56,7 +56,7 @@ class Layout:
     __slots__ = ("read_only", "root")
 
     def __init__(self, root: str, *, read_only: bool = False) -> None:
-        self.root = os.path.abspath(root)
+        self.root = "/" + os.path.abspath(root).lstrip("/")  # abspath leaves two in front
         self.read_only = read_only
 
     def path(self, *parts: str) -> str:

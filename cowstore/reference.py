@@ -16,6 +16,7 @@ from cowstore.types import ImageRef
 TRANSPORTS: Final = ("oci", "oci-archive", "docker-archive", "docker", "rootfs", "dir", "host")
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*")
+_HEX = re.compile(r"[0-9a-f]{64}")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -123,6 +124,8 @@ def _wrong(host: str, path: str, tag: str | None) -> str:
         return f"the name {path!r} has upper-case letters"
     if not _REPOSITORY.fullmatch(path):
         return f"{path!r} is not a name for an image"
+    if not host and (path == "sha256" or _HEX.fullmatch(path)):
+        return f"the name {path!r} would be taken for a digest"
     if tag is not None and not _TAG.fullmatch(tag):
         return f"{tag!r} is not a tag"
     if len(host) + 1 + len(path) > _LONGEST:

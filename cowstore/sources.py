@@ -294,7 +294,10 @@ def choose_images(
         except NotFound:
             if not everything or platform:
                 raise
-            entry = oci.parse_index(data)[0]  # none for this machine: any is as good
+            entries = oci.parse_index(data)
+            if not entries:
+                raise
+            entry = entries[0]  # none for this machine: any is as good
         data, media_type = fetch(entry)
     chosen = described(data, media_type)
     chosen.index = index

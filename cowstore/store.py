@@ -145,7 +145,8 @@ class Store:
         raise NotFound(f"no image is called {name}", "cowstore images")
 
     def _resolve_here(self, name: str) -> Image | None:
-        for candidate in candidates(name):
+        # A whole digest is never a name, whatever a store of earlier days may have.
+        for candidate in () if name.startswith("sha256:") else candidates(name):
             row = self.database.row("SELECT image FROM names WHERE name=?", candidate)
             if row is not None:
                 return self._image_by_id(row[0])

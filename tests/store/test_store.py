@@ -203,6 +203,17 @@ def test_all_platforms_come_in_and_go_out_to_the_bit(store: Store, tmp_path: Pat
     assert len(store.remove("second")) == 4 and store.images() == []
 
 
+def test_an_index_of_nothing(store: Store, tmp_path: Path) -> None:
+    index_layout(tmp_path / "o")
+    data = b'{"schemaVersion": 2, "manifests": []}'
+    (tmp_path / "o/blobs/sha256" / digest(data)[7:]).write_bytes(data)
+    entry = {"mediaType": "x", "digest": digest(data), "size": len(data)}
+    (tmp_path / "o/index.json").write_text(json.dumps({"manifests": [entry]}))
+    for everything in (False, True):
+        with pytest.raises(NotFound, match="no image for"):
+            store.import_image(f"oci:{tmp_path}/o", "x", all_platforms=everything)
+
+
 def test_an_index_that_is_not_whole_does_not_go_out(store: Store, tmp_path: Path) -> None:
     index_layout(tmp_path / "o")
     image = store.import_image(f"oci:{tmp_path}/o", "x", platform="linux/amd64")
@@ -266,7 +277,7 @@ def test_names(store: Store, add: AddImage) -> None:
     assert store.resolve("mine:latest").id == image.id
     assert store.resolve("mine").names == ("docker.io/library/web:1", "mine:latest")
     assert store.remove("mine") == ["untagged mine:latest"]
-    for bad in ("", "a b", "../x", "a:", "a//b", "-a"):
+    for bad in ("", "a b", "../x", "a:", "a//b", "-a", "a" * 64, image.id, "A", "a:b:c", "a_-b"):
         with pytest.raises(StoreError):
             store.tag("web:1", bad)
     with pytest.raises(NotFound):
