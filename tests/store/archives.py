@@ -106,3 +106,23 @@ def oci_layout(
     entry["platform"] = {"os": "linux", "architecture": "amd64"}
     (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     return str(entry["digest"])
+
+
+def index_layout(path: Path, *, nested: bool = True) -> bytes:
+    """An OCI layout of an index: three platforms, one of them in an index of its own."""
+    kind = "application/vnd.oci.image.index.v1+json"
+
+    def put(entries: list[dict[str, Any]]) -> dict[str, Any]:
+        document = {"schemaVersion": 2, "mediaType": kind, "manifests": entries}
+        data = json.dumps(document, indent=3).encode()
+        (path / "blobs/sha256" / digest(data)[7:]).write_bytes(data)
+        return {"mediaType": kind, "digest": digest(data), "size": len(data)}
+
+    entries = []
+    for arch in ("amd64", "arm64", "riscv64"):
+        oci_layout(path, [tar([M("same", b"0" * 5000), M(arch)])], Labels={"arch": arch})
+        entries += json.loads((path / "index.json").read_text())["manifests"]
+        entries[-1]["platform"]["architecture"] = arch
+    outer = put([*entries[:2], put(entries[2:])] if nested else entries)
+    (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [outer]}))
+    return (path / "blobs/sha256" / str(outer["digest"])[7:]).read_bytes()

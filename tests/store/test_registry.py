@@ -24,7 +24,7 @@ from cowstore.registry import auth
 from cowstore.registry.auth import Credentials
 from cowstore.registry.login import login, logout
 from cowstore.repair import repair
-from tests.store.archives import M, oci_layout, tar
+from tests.store.archives import M, digest, index_layout, oci_layout, tar
 
 BIG = os.urandom(3 << 20)
 LAYERS = [tar([M("a", BIG), M("b", b"1")]), tar([M("c", b"2" * 5000)])]
@@ -112,6 +112,24 @@ def test_skopeo_on_the_other_side(store: Store, registry: Registry, tmp_path: Pa
     subprocess.run(command, check=True)
     index = json.loads((tmp_path / "back/index.json").read_text())
     assert index["manifests"][0]["digest"] == came
+
+
+def test_an_index_goes_there_and_back(store: Store, registry: Registry, tmp_path: Path) -> None:
+    data = index_layout(tmp_path / "o", nested=False)  # skopeo knows no index in an index
+    image = store.import_image(f"oci:{tmp_path}/o", "x", all_platforms=True)
+    ref = registry.ref("multi:1")
+    assert store.push("x", ref, all_platforms=True, insecure=True) == digest(data)
+    with Store(tmp_path / "second", durability="none").open() as second:
+        assert second.pull(ref, "x", all_platforms=True, insecure=True).id == image.id
+        assert len(second.images()) == 3 and second.index_of("x") == digest(data)
+        assert second.push("x", ref, all_platforms=True, insecure=True) == digest(data)
+        assert check(second, full=True) == []
+    if shutil.which("skopeo") is None:
+        return
+    command = ["skopeo", "copy", "-q", "--all", "--insecure-policy", "--src-tls-verify=false"]
+    subprocess.run([*command, ref, f"oci:{tmp_path}/back:t"], check=True)
+    theirs = tmp_path / "back/blobs/sha256" / digest(data)[7:]
+    assert theirs.read_bytes() == data
 
 
 def test_nothing_goes_over_plain_http_unless_asked(store: Store, registry: Registry) -> None:

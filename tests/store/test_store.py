@@ -11,13 +11,12 @@ import os
 import sqlite3
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cowstore import NotFound, Store, StoreError
 from cowstore.collect import collect, prune
-from tests.store.archives import LNK, M, d, digest, gzipped, oci_layout, tar
+from tests.store.archives import LNK, M, d, digest, gzipped, index_layout, oci_layout, tar
 from tests.store.conftest import AddImage
 
 TREE = [d("etc"), M("etc/a", b"a" * 9000), M("b", b"bb"), M("c", type=LNK, target="b")]
@@ -160,27 +159,6 @@ def test_a_link_in_an_archive_leads_nowhere_else(store: Store, tmp_path: Path) -
     docker_archive(tmp_path / "x.tar", members, {"layer.tar": "../../../../etc/passwd"})
     with pytest.raises(StoreError, match="not in the archive"):
         store.import_image(f"docker-archive:{tmp_path}/x.tar", "x")
-
-
-def index_layout(path: Path) -> bytes:
-    """An OCI layout of an index: two platforms, one of them in an index of its own."""
-    kind = "application/vnd.oci.image.index.v1+json"
-
-    def put(entries: list[dict[str, Any]]) -> dict[str, Any]:
-        document = {"schemaVersion": 2, "mediaType": kind, "manifests": entries}
-        data = json.dumps(document, indent=3).encode()
-        (path / "blobs/sha256" / digest(data)[7:]).write_bytes(data)
-        return {"mediaType": kind, "digest": digest(data), "size": len(data)}
-
-    entries = []
-    for arch in ("amd64", "arm64", "riscv64"):
-        oci_layout(path, [tar([M("same", b"0" * 5000), M(arch)])], Labels={"arch": arch})
-        entries += json.loads((path / "index.json").read_text())["manifests"]
-        entries[-1]["platform"]["architecture"] = arch
-    inner = put(entries[2:])
-    outer = put([*entries[:2], inner])
-    (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [outer]}))
-    return (path / "blobs/sha256" / str(outer["digest"])[7:]).read_bytes()
 
 
 def test_all_platforms_come_in_and_go_out_to_the_bit(store: Store, tmp_path: Path) -> None:
