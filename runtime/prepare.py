@@ -167,6 +167,11 @@ def _root_plan(
             raise RunError("--storage copy needs directories, and this image is an index")
         _copy_once(source)
         source = source.replace(lowers=(source.upper,), upper="", work="")
+    if source.view and host.fuse:
+        raise RunError(
+            f"/dev/fuse {host.fuse}, and an image cannot be mounted without it",
+            "modprobe fuse; the device must be readable and writable for you; or --rootfs DIR",
+        )
     if kind == "union" and host.fuse:
         raise RunError(
             f"/dev/fuse {host.fuse}",
@@ -276,8 +281,7 @@ def _write_files(
     placed = {}
     for target, text in files.items():
         path = container.path(os.path.basename(target))
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+        state.write_file(path, text, 0o644)
         os.chmod(path, 0o644)
         placed[target] = path
     return placed
