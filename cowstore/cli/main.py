@@ -244,9 +244,22 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def program() -> None:
     """The command as a process: what is left of it, the kernel clears away faster than Python."""
+    if sys.stdout is None or sys.stderr is None or sys.stdin is None:
+        _open_standard()
     code = main()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _open_standard() -> None:
+    """Closed standard streams (``>&-``) lead nowhere, or the first file opened would be one."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_RDWR)
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _bug() -> int:

@@ -110,6 +110,15 @@ def test_mistakes_are_told_in_a_line(root: Path, words: tuple[str, ...], text: s
     assert all(line.startswith("hint: ") for line in lines[1:])
 
 
+def test_closed_standard_streams(root: Path) -> None:
+    command = " ".join(map(shlex.quote, line(root, "images")))
+    for closed in (">&-", "<&- >&- 2>&-"):
+        done = subprocess.run(
+            ["sh", "-c", f"{command} {closed}"], env=environment(), capture_output=True
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 def test_names_that_a_terminal_would_obey_are_escaped(root: Path, tmp_path: Path) -> None:
     odd = "e\x1b[2J\nx\udcff\x9b"
     (tmp_path / "y.tar").write_bytes(tar([d("etc"), M("etc/a", b"1" * 5000), M("b"), M(odd)]))
