@@ -29,6 +29,8 @@ def check(request: RunRequest) -> None:
 
         if size(request.shm_size, "--shm-size") < 4096:
             raise RunError(f"--shm-size {request.shm_size}: less than a page", "for example 64m")
+    if ".." in request.cgroup_parent.split("/"):
+        raise RunError(f"--cgroup-parent {request.cgroup_parent}: leads out of its place")
     for word in request.log_opt:
         from runtime.values import size
 
@@ -115,6 +117,9 @@ def _check_network(request: RunRequest) -> None:
             raise RunError(f"--add-host {word}: not NAME:ADDRESS", "for example db:10.0.0.5")
     for word in request.expose:
         parse_publish(word)
+    mode = request.network.partition(":")[0]
+    if request.net_rate and mode in ("none", "host", "container", "ns"):
+        raise RunError(f"--net-rate does nothing with --network {mode}", "leave one of them out")
 
 
 def _check_health(request: RunRequest) -> None:

@@ -100,6 +100,9 @@ def _status_text(item: dict[str, Any]) -> str:
     return str(status).capitalize()
 
 
+_STATUSES = ("created", "starting", "running", "paused", "restarting", "stopping", "exited")
+
+
 def _matches(item: dict[str, Any], filters: tuple[str, ...]) -> bool:
     labels = item["Labels"]
     for word in filters:
@@ -122,6 +125,10 @@ def _matches(item: dict[str, Any], filters: tuple[str, ...]) -> bool:
 
 
 def _ps(options: Options, rest: list[str], root: str) -> int:
+    for word in options.get("filter", ()):
+        key, _, value = word.partition("=")
+        if key == "status" and value not in _STATUSES:
+            raise RunError(f"--filter {word}: no such status", ", ".join(_STATUSES))
     if rest:
         raise RunError(f"ps takes no argument: {rest[0]}")
     removal.sweep(root)

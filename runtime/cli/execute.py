@@ -46,6 +46,7 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
     """
     if len(rest) < 2:
         raise RunError("expected a container and a command", "pyrun exec CONTAINER COMMAND")
+    _check(values)
     container = state.Containers(root).find(rest[0])
     answer, fds = console.ask(container.directory, {"op": "namespaces"})
     if container.state().get("status") == "paused":
@@ -83,6 +84,21 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
             sys.stderr.write("\r\n")
             return 0
     return entered.wait()
+
+
+def _check(values: dict[str, Any]) -> None:
+    """Words whose form alone can be told.
+
+    Raises:
+        RunError: the first that is not understood.
+    """
+    if "detach_keys" in values:
+        console.parse_keys(values["detach_keys"])
+    for word in values.get("env", ()):
+        if word[:1] in ("", "="):
+            raise RunError(f"--env {word or repr(word)}: no name", "NAME=VALUE")
+    if not values.get("workdir", "/").startswith("/"):
+        raise RunError(f"--workdir {values['workdir']}: not an absolute path")
 
 
 def _changed(

@@ -46,6 +46,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
     if options.pop("help", False):
         sys.stdout.write(parse.help_text(command))
         return 0
+    if others and not COMMANDS[command][0]:
+        raise RunError(f"{command} {others[0]}: not understood", f"pyrun {command} --help")
     from runtime.state import default_root
 
     root = os.path.abspath(values["root"]) if values.get("root") else default_root()

@@ -277,7 +277,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
         *_JSON,
     )),
     "completion": ("bash|zsh|fish", "print a completion script", ()),
-    "build": ("", "reserved: images are built by other tools", ()),
+    "build": ("[...]", "reserved: images are built by other tools", ()),
 }  # fmt: skip
 
 #: Passed to the store as they are, under its own names.

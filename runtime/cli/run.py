@@ -140,6 +140,7 @@ def start(values: dict[str, Any], rest: list[str], root: str) -> int:
     if not rest:
         raise RunError("no container named", "pyrun start CONTAINER")
     attach_to = bool(values.get("attach_") or values.get("interactive"))
+    console.parse_keys(values.get("detach_keys", ""))
     if attach_to and len(rest) != 1:
         raise RunError("only one container can be attached to")
     code = 0
