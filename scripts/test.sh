@@ -119,6 +119,26 @@ if [ -n "$full" ]; then
     done
 fi
 
+if [ -n "$full" ]; then
+    say "the union compiled: the tests that see it from outside"
+    compiled=$(mktemp -d)
+    trap 'rm -rf "$compiled"' EXIT
+    git ls-files -z | xargs -0 cp --parents -t "$compiled"
+    (
+        cd "$compiled"
+        PYUNION_COMPILE=1 python setup.py --quiet build_ext --inplace
+        PYTHONPATH=$compiled
+        export PYTHONPATH
+        python -c 'from unionfs import compiled; assert compiled()'
+        python -m pytest -q -p no:cacheprovider -p tests.skips tests/test_mount.py \
+            tests/test_passthrough.py tests/test_state.py tests/test_rename.py tests/test_index.py \
+            tests/test_diff.py tests/test_fsck.py tests/test_fsck_portable.py tests/test_masks.py \
+            tests/store/test_union.py
+    )
+    rm -rf "$compiled"
+    trap - EXIT
+fi
+
 say "pytest"
 # tests.skips: a skip that tests/allowed_skips.txt does not allow is a failure.
 python -m pytest tests -q -p no:cacheprovider -p tests.skips ${full:+--full} "$@"

@@ -12,6 +12,9 @@ from unionfs.inode import Inode
 from unionfs.layer import LayerDir
 from unionfs.union import Union
 
+#: What the kernel asks for before it changes a file's data (security/commoncap.c).
+_CAPABILITY = b"security.capability"
+
 
 def _below(union: Union, inode: Inode) -> tuple[LayerDir, bytes] | None:
     """Where in a lower layer a file is, if it is there; an empty name is the directory itself."""
@@ -27,17 +30,12 @@ def _path(union: Union, inode: Inode) -> tuple[bytes, bool]:
     if inode.dirs is not None and (inode.parent is not None or inode is union.root):
         return inode.dirs[0].proc_path(b""), False
     if inode.parent is not None or inode.indexed is not None:
-        if inode.upper:
-            directory, name = union.place(inode)
-            return directory.proc_path(name), False
-        assert inode.low is not None
-        return inode.low.proc_path(inode.name), False
+        directory, name = union.place(inode)
+        return directory.proc_path(name), False
     if inode.fd >= 0:
         return b"/proc/self/fd/%d" % inode.fd, True
     if inode.orphan is not None and union.upper is not None:
         return b"/proc/self/fd/%d/%s" % (union.upper.orphan_fd, inode.orphan), False
-    if inode.low is not None:
-        return inode.low.proc_path(inode.name), False
     raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
 
 
@@ -81,8 +79,15 @@ def getxattr(union: Union, inode: Inode, name: bytes) -> bytes:
     below = _below(union, inode)
     if below is not None:
         return below[0].read_xattr(below[1], formats.escape(name))
+    if inode.incapable and name == _CAPABILITY:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     path, follow = _path(union, inode)
-    return os.getxattr(path, formats.escape(name), follow_symlinks=follow)
+    try:
+        return os.getxattr(path, formats.escape(name), follow_symlinks=follow)
+    except OSError as error:
+        if name == _CAPABILITY and error.errno == errno.ENODATA:
+            inode.incapable = True
+        raise
 
 
 def listxattr(union: Union, inode: Inode) -> list[bytes]:
@@ -114,6 +119,7 @@ def setxattr(
     if inode.kind not in (stat.S_IFREG, stat.S_IFDIR) and name.startswith(b"user."):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     copy_up(union, inode)
+    inode.incapable = False
     path, follow = _path(union, inode)
     os.setxattr(path, formats.escape(name), value, flags, follow_symlinks=follow)
     _note_acl(inode, name)

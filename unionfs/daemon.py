@@ -12,7 +12,7 @@ import select
 import sys
 import time
 
-from unionfs import __version__, index, masks
+from unionfs import __version__, compiled, index, masks
 from unionfs.errors import UserError, suppress
 from unionfs.live import Changes
 from unionfs.monitor import Event
@@ -162,6 +162,7 @@ class Daemon:
             "version": __version__,
             "pid": os.getpid(),
             "engine": engine.name,
+            "compiled": compiled(),
             "features": engine.features,
             "mountpoint": self.options.mountpoint,
             "lower": [os.fsdecode(path) for path in options.lowers],

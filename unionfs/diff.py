@@ -302,9 +302,9 @@ class _Comparison:
         one = self.union.data_behind(pair.now, now) or (now.dir, now.name)
         two = self.union.data_behind(pair.before, before) or (before.dir, before.name)
         try:
-            first = open_data(*one)
+            first = one[0].open_data(one[1], None)
             try:
-                second = open_data(*two)
+                second = two[0].open_data(two[1], None)
                 try:
                     if os.path.sameopenfile(first, second):
                         return True
@@ -346,15 +346,6 @@ def visible_xattrs(entry: Entry) -> dict[bytes, bytes]:
         if value is not None:
             found[shown] = value
     return found
-
-
-def open_data(directory: LayerDir, name: bytes) -> int:
-    """A descriptor for reading a regular file, of the caller's; no atime where that is allowed."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        return os.open(name, flags | os.O_NOATIME, dir_fd=directory.dirfd())
-    except PermissionError:
-        return os.open(name, flags, dir_fd=directory.dirfd())
 
 
 def same_data(one: int, two: int, size: int) -> bool:

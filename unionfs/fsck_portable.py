@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 from unionfs import formats, steps
 from unionfs.copyup import copy_data, kept_times
-from unionfs.diff import open_data
 from unionfs.findings import read_marks, values_of
 from unionfs.fsck_repair import drop_dot_wh, is_xattr_whiteout, locate, remove_marks
 from unionfs.inode import Inode
@@ -141,7 +140,7 @@ def _stage_copy(
     try:
         st = os.stat(name, dir_fd=directory.dirfd(), follow_symlinks=False)
         if where is not None:
-            source = open_data(*where)
+            source = where[0].open_data(where[1], None)
             try:
                 copy_data(source, fd, st.st_size)
             finally:

@@ -43,6 +43,7 @@ class Inode:
         indexed: some of its names are not in the upper yet; it is reached by the index.
         orphan: name in work's orphan directory that keeps an unlinked file.
         busy: a thread is copying it up.
+        incapable: an upper file that has no security.capability, as is known.
         listing: cached merged listing of a directory.
     """
 
@@ -52,6 +53,7 @@ class Inode:
         "data",
         "dirs",
         "fd",
+        "incapable",
         "indexed",
         "ino",
         "kind",
@@ -91,6 +93,7 @@ class Inode:
         self.indexed: Indexed | None = None
         self.orphan: bytes | None = None
         self.busy = False
+        self.incapable = False
         self.listing: Listing | None = None
 
     @property

@@ -72,11 +72,7 @@ def _movable(union: Union, inode: Inode) -> bool:
         return inode.data is None  # metacopy data is found by the name
     if len(inode.dirs) == 1:
         return True
-    return (
-        not union.index
-        and union.options.redirect_dir == "on"
-        and inode.dirs[0].redirect is not None
-    )
+    return union.options.redirect_dir == "on" and inode.dirs[0].redirect is not None
 
 
 def _make_movable(union: Union, inode: Inode) -> None:
@@ -88,7 +84,6 @@ def _make_movable(union: Union, inode: Inode) -> None:
             return
         redirect = _path_below(inode)
         if len(redirect) <= formats.REDIRECT_MAX:
-            index.complete(union)  # their paths hold no longer
             upper.expect_redirects()
             upper.run(
                 steps.SetXattr(directory.proc_path(b""), upper.prefix + formats.REDIRECT, redirect)

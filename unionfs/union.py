@@ -64,18 +64,13 @@ class Union:
         self.can_override = calls.has_dac_override()
         self._spaces: dict[bytes, int] = {}
         self._prepared: list[PreparedLayer] = []
-        #: Records packed beforehand can be sent: they know neither mappings nor times to ask again.
-        self._sends_prepared = options.timeout is None and not (
-            options.uid_map.ranges
-            or options.gid_map.ranges
-            or options.squash_uid is not None
-            or options.squash_gid is not None
-        )
         self._listed: OrderedDict[Inode, None] = OrderedDict()
         self.listed_names = 0
         self.timeout = options.timeout
         squashed = options.squash_uid is not None or options.squash_gid is not None
         self._maps_owners = squashed or bool(options.uid_map.ranges or options.gid_map.ranges)
+        #: Records packed beforehand can be sent: they know neither mappings nor times to ask again.
+        self._sends_prepared = options.timeout is None and not self._maps_owners
         self.seen_redirect = False
         self._hops = 0
         self.watcher: Watcher | None = None
@@ -288,7 +283,6 @@ class Union:
     def find(self, parent: Inode, name: bytes) -> list[Entry]:
         """The layers' entries that make up ``name``; empty: it does not exist."""
         dirs = parent.dirs
-        self._hops = 0
         if dirs is None:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if len(name) > 255:
@@ -313,7 +307,7 @@ class Union:
                 dirs = [directory for directory in dirs if directory.layer.index >= first]
         elif name.startswith(formats.WH_PREFIX):
             return []
-        found = resolve(self.says(dirs, name))
+        found = self.resolve_in(dirs, name)
         if not found:
             if listing is not None:
                 self.forget_listing(parent)  # a lower changed below us
@@ -374,9 +368,8 @@ class Union:
 
     def below(self, parent: Inode, name: bytes) -> list[Entry]:
         """What the lowers alone would show under ``name``."""
-        self._hops = 0
         lowers = self.lowers_of(parent)
-        return resolve(self.says(lowers, name)) if lowers else []
+        return self.resolve_in(lowers, name) if lowers else []
 
     # -- inodes -----------------------------------------------------------------
 
