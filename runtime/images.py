@@ -163,6 +163,7 @@ def lease(image: str, upper: str, work: str) -> tuple[Source, int]:
         store.database.db.execute("PRAGMA synchronous=NORMAL")
         found = store.resolve(image)
         below = store.lowers(found)
+        _forget_leases(store)
         session = hold(store, found)
         assert isinstance(session, Session)  # the store itself is never only read
         try:
@@ -182,6 +183,23 @@ def lease(image: str, upper: str, work: str) -> tuple[Source, int]:
             session=session.path,
         )
         return source, session._lock.fd
+
+
+#: So many rows of leases may lie about.
+_MANY = 256
+
+
+def _forget_leases(store: Store) -> None:
+    """Take rows away whose session is no more; a collection would, but need not come soon."""
+    count = store.database.row("SELECT count(*) FROM leases")
+    if count is None or count[0] < _MANY:
+        return
+    with store.database.write() as db:
+        # Within the transaction: a session is there before its rows are.
+        living = {"resume", *os.listdir(store.layout.path("tmp"))}
+        for (session,) in db.execute("SELECT DISTINCT session FROM leases").fetchall():
+            if session not in living:
+                db.execute("DELETE FROM leases WHERE session=?", (session,))
 
 
 def hold(source: Source) -> int:
