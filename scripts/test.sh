@@ -62,6 +62,9 @@ missing_packages() {
     command -v skopeo >/dev/null || echo skopeo
     command -v docker-registry >/dev/null || echo docker-registry
     command -v htpasswd >/dev/null || echo apache2-utils
+    command -v umoci >/dev/null || echo umoci
+    command -v crun >/dev/null || echo crun
+    command -v bwrap >/dev/null || echo bubblewrap
     command -v gcc >/dev/null || echo gcc libc6-dev
     command -v pkg-config >/dev/null || echo pkg-config
     pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
