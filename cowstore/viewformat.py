@@ -54,6 +54,12 @@ INODE_REST: Final = struct.Struct("<IIIIIIII")
 INODE_SIZE: Final = 128
 PLUS: Final = struct.Struct("<QQQQII" + "QQQqqqIIIIIIIIII" + "QQII")
 PLAIN: Final = struct.Struct("<QQII")
+#: Where in such a record is what a union may show otherwise: until when it is valid (seconds of
+#: name and attributes, then nanoseconds of both), and the owner.
+PLUS_VALID: Final = 16
+PLUS_OWNER: Final = 108
+VALID: Final = struct.Struct("<QQII")
+OWNER: Final = struct.Struct("<II")
 XATTR: Final = struct.Struct("<HI")
 NONE: Final = 0xFFFFFFFF
 INO_BIT: Final = 1 << 62

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _INDEX: Final = 0xFFFFFFFF
-#: A count that stays: the inode is known for good.
+#: A count that is carried over before it grows.
 _FULL: Final = 255
-_MORE: Final = bytes([*range(1, 256), 255])
+_MORE: Final = bytes([*range(1, 256), 0])
 _DEVICES: Final = (stat.S_IFCHR, stat.S_IFBLK)
 
 
@@ -86,6 +86,10 @@ class ViewLayer(Layer):
             self._objects.append(os.open(os.path.join(root, "objects"), flags))
         #: References that the kernel has by prepared replies and lookups, by position of the name.
         self.counts = bytearray(self.view.names)
+        self._carried: dict[int, int] = {}
+        self._owner: Callable[[int, int], tuple[int, int]] | None = None
+        self._valid = b""
+        self.adapts = False
         self._dirs: dict[int, ViewDir] = {}
         self.root = ViewDir(self, None, b"", 0)
         self.prepared = self
@@ -131,6 +135,42 @@ class ViewLayer(Layer):
 
     # -- inodes by number (unionfs.prepared.PreparedLayer) ---------------------------------
 
+    def adapt(
+        self, owner: Callable[[int, int], tuple[int, int]] | None, timeout: float | None
+    ) -> None:
+        self._owner = owner
+        if timeout is not None:
+            sec, nsec = int(timeout), int(timeout % 1 * 1_000_000_000)
+            self._valid = form.VALID.pack(sec, sec, nsec, nsec)
+        self.adapts = owner is not None or timeout is not None
+
+    def adapted(self, attr: tuple[int, ...]) -> tuple[int, ...]:
+        """Attributes, with the owner that the union shows."""
+        if self._owner is None:
+            return attr
+        return (*attr[:11], *self._owner(attr[11], attr[12]), *attr[13:])
+
+    def adapted_records(self, first: int, end: int) -> memoryview:
+        """READDIRPLUS records of a run of names, as the union shows them."""
+        view = self.view
+        ends = view.plus_ends
+        start = ends[first]
+        out = bytearray(view.whole[view.plus_at + start : view.plus_at + ends[end]])
+        owner, valid = self._owner, self._valid
+        last, shown = (-1, -1), b""
+        for at in range(first, end):
+            place = ends[at] - start
+            if valid:
+                begin = place + form.PLUS_VALID
+                out[begin : begin + form.VALID.size] = valid
+            if owner is not None:
+                begin = place + form.PLUS_OWNER
+                found = form.OWNER.unpack_from(out, begin)
+                if found != last:  # neighbours mostly have the same
+                    last, shown = found, form.OWNER.pack(*owner(*found))
+                out[begin : begin + form.OWNER.size] = shown
+        return memoryview(out)
+
     def known(self, ino: int) -> Known | None:
         index = ino & _INDEX
         view = self.view
@@ -164,11 +204,11 @@ class ViewLayer(Layer):
             return
         counts = self.counts
         for at in self.view.positions(index):
-            have = counts[at]
-            if have == _FULL:
-                return
+            have = counts[at] + self._carried.pop(at, 0)
             less = min(have, count)
-            counts[at] = have - less
+            counts[at] = (have - less) % (_FULL + 1)
+            if have - less > _FULL:
+                self._carried[at] = have - less - counts[at]
             count -= less
             if not count:
                 return
@@ -179,11 +219,14 @@ class ViewLayer(Layer):
             return 0
         total = 0
         for at in self.view.positions(index):
-            if self.counts[at] == _FULL:
-                total += 1 << 40
-            total += self.counts[at]
+            total += self.counts[at] + self._carried.pop(at, 0)
             self.counts[at] = 0
         return total
+
+    def carry(self, at: int) -> None:
+        """A full count goes where there is room for any: names that are asked for all the time."""
+        self._carried[at] = self._carried.get(at, 0) + self.counts[at]
+        self.counts[at] = 0
 
 
 class ViewDir(LayerDir):
@@ -302,9 +345,10 @@ class ViewDir(LayerDir):
         if at < 0:
             return None
         counts = self.home.counts
-        if counts[at] < _FULL:
-            counts[at] += 1
-        return Attr._make(self.view.attr(self.view.child[at]))
+        if counts[at] == _FULL:
+            self.home.carry(at)
+        counts[at] += 1
+        return Attr._make(self.home.adapted(self.view.attr(self.view.child[at])))
 
     def _from(self, cookie: int) -> int:
         if cookie < form.FIRST_COOKIE:
@@ -318,7 +362,13 @@ class ViewDir(LayerDir):
         start = ends[first]
         end = bisect_right(ends, start + size, first, self.end + 1) - 1
         counts = self.home.counts
+        full = counts.find(_FULL, first, end)
+        while full >= 0:
+            self.home.carry(full)
+            full = counts.find(_FULL, full, end)
         counts[first:end] = counts[first:end].translate(_MORE)
+        if self.home.adapts:
+            return self.home.adapted_records(first, end)
         return view.whole[view.plus_at + start : view.plus_at + ends[end]]
 
     def plain(self, cookie: int, size: int) -> memoryview:

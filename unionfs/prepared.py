@@ -14,6 +14,8 @@ from unionfs.types import Attr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unionfs.layer import LayerDir
 
 
@@ -31,6 +33,15 @@ class PreparedLayer(Protocol):
     @property
     def base(self) -> int:
         """Number of its root directory; its other inodes follow within 2**32."""
+
+    def adapt(
+        self, owner: Callable[[int, int], tuple[int, int]] | None, timeout: float | None
+    ) -> None:
+        """Before the first reply: what this union shows otherwise than the index has it.
+
+        ``owner`` gives the (uid, gid) shown for those on disk (None: the same); ``timeout`` is
+        how long the kernel may trust a reply, in seconds (None: forever).
+        """
 
     def known(self, ino: int) -> Known | None:
         """An inode; None: there is no such number."""

@@ -69,8 +69,6 @@ class Union:
         self.timeout = options.timeout
         squashed = options.squash_uid is not None or options.squash_gid is not None
         self._maps_owners = squashed or bool(options.uid_map.ranges or options.gid_map.ranges)
-        #: Records packed beforehand can be sent: they know neither mappings nor times to ask again.
-        self._sends_prepared = options.timeout is None and not self._maps_owners
         self.seen_redirect = False
         self._hops = 0
         self.watcher: Watcher | None = None
@@ -95,6 +93,8 @@ class Union:
             layer = opener(path, index, self.fds)
             self.layers.append(layer)
             if layer.prepared is not None:
+                owner = self._shown_owner if self._maps_owners else None
+                layer.prepared.adapt(owner, options.timeout)
                 self._prepared.append(layer.prepared)
         seen: set[bytes] = set()
         for known in self.layers:
@@ -559,8 +559,8 @@ class Union:
         dirs = inode.dirs
         if dirs is None or len(dirs) != 1 or dirs[0].prepared is None:
             return None
-        if not self._sends_prepared or self.index:
-            return None
+        if self.index:
+            return None  # what the index has of a file may have been changed
         return dirs[0].prepared if inode.parent is not None or inode is self.root else None
 
     def forget(self, ino: int, count: int) -> None:

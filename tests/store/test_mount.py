@@ -100,6 +100,19 @@ def test_a_walk_costs_two_messages_a_directory(mount: Mount) -> None:
     assert counts["READDIRPLUS"] + counts.get("READDIR", 0) < 40
 
 
+def test_owners_and_times_are_adapted_on_the_way(mount: Mount) -> None:
+    words = f"squash_to_uid={MINE['uid']},gidmapping=5:1234:1:0:0:1000,timeout=60"
+    point = mount("img", "-o", words)
+    names = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(point)}
+    assert {st.st_uid for st in names.values()} == {MINE["uid"]}
+    assert names["owned"].st_gid == 5 and os.lstat(point / "owned").st_gid == 5
+    for name in os.listdir(point / "many"):
+        assert os.lstat(point / "many" / name).st_uid == MINE["uid"]
+    stats = json.loads(os.getxattr(point, b"user.pyunion.stats"))
+    assert stats["requests"].get("LOOKUP", 0) < 500, "attributes came with the listing"
+    assert stats["inodes"] < 10, "and all from the index"
+
+
 def test_changes_are_the_snapshots_own(mount: Mount, root: Path) -> None:
     ok(root, "snapshot", "create", "img", "--id", "a")
     point = mount("a")

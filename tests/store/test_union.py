@@ -28,6 +28,9 @@ from cowstore.viewlayer import open_layer
 from tests.helpers import Rig, Target
 from tests.layers import Dir, File, Layers, Link, Symlink, Tree
 from tests.machine import UnionMachine
+from unionfs.engine import wire
+from unionfs.prepared import PreparedDir
+from unionfs.types import IdMap
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers with owners need root")
 
@@ -169,10 +172,84 @@ def test_merged_listings_have_both(open_rig: Callable[..., Rig], plus: bool) -> 
     assert rig.lstat(b"d/one").size == rig.lstat(b"one").size == 1
 
 
-def test_mappings_are_not_known_beforehand(open_rig: Callable[..., Rig]) -> None:
-    rig = open_rig(TREE, squash_uid=7)
-    assert rig.call(rig.ops.prepared, 1) is None
-    assert rig.lstat(b"d/a").uid == 7
+def records_of(prepared: PreparedDir) -> dict[bytes, tuple[int, ...]]:
+    """All READDIRPLUS records of a directory, in small pieces: name to fields."""
+    found: dict[bytes, tuple[int, ...]] = {}
+    cookie = 0
+    while data := bytes(prepared.plus(cookie, 400)):
+        at = 0
+        while at < len(data):
+            fields = wire.DIRENTPLUS.unpack_from(data, at)
+            cookie, length = fields[23:25]
+            at += wire.DIRENTPLUS.size
+            found[data[at : at + length]] = fields
+            at += wire.padded(length)
+    return found
+
+
+OWNED: Tree = {
+    b"d": Dir(0o755, uid=3, gid=4),
+    **{b"d/%d" % n: File(b"x", uid=n % 7, gid=n // 9) for n in range(60)},
+    b"d/link": Link(b"d/5"),
+    b"d/s": Symlink(b"x"),
+    b"d/e/f": File(uid=70000, gid=1),
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"uid_map": IdMap(((0, 3, 4), (100, 0, 2)))},
+        {"gid_map": IdMap(((1000, 1, 5),))},
+        {"squash_uid": 7},
+        {"squash_uid": 0, "squash_gid": 8, "uid_map": IdMap(((1, 2, 3),))},
+        {"timeout": 0.0},
+        {"timeout": 2.25, "squash_gid": 4_000_000_000},
+    ],
+    ids=str,
+)
+def test_records_say_what_the_union_shows(
+    open_rig: Callable[..., Rig], options: dict[str, Any]
+) -> None:
+    """Owners and times that packed records do not know, held against what is made anew."""
+    rig = open_rig(OWNED, **options)
+    sec, nsec = {None: (1 << 40, 0), 2.25: (2, 250_000_000), 0.0: (0, 0)}[options.get("timeout")]
+    for path in (b"d", b"d/e"):
+        ino = rig.ino(path)
+        prepared = rig.call(rig.ops.prepared, ino)
+        assert prepared is not None
+        records = rig.call(records_of, prepared)
+        anew = {entry.name: entry for entry in rig.entries(ino, 2, plus=True)}
+        assert records.keys() == anew.keys()
+        for name, entry in anew.items():
+            assert entry.attr is not None
+            told = (*entry.attr, entry.ino, entry.cookie, len(name), entry.kind >> 12)
+            assert records[name] == (entry.ino, 0, sec, sec, nsec, nsec, *told)
+            assert rig.call(prepared.lookup, name) == entry.attr
+            assert rig.call(rig.ops.getattr, entry.ino) == entry.attr
+            rig.nlookup[entry.ino] += 2
+
+
+def test_references_are_counted_however_many(open_rig: Callable[..., Rig]) -> None:
+    """With a timeout the kernel asks again and again: each answer is one reference."""
+    rig = open_rig(TREE, timeout=1.0)
+    top, ino = rig.ino(b"deep/er"), rig.ino(b"deep/er/f")
+    prepared = rig.call(rig.ops.prepared, top)
+    assert prepared is not None
+    for _ in range(300):
+        prepared.plus(0, 4096).release()
+        rig.call(prepared.lookup, b"f")
+    before = rig.nlookup[ino]
+    rig.call(rig.ops.forget, ino, 100)
+    assert rig.call(rig.ops.getattr, ino).size == 1
+    assert rig.union.get(ino).nlookup == 500 + before
+    prepared.plus(0, 4096).release()
+    rig.call(rig.ops.forget, ino, 500 + before)
+    assert ino in rig.union.table, "one reference is left"
+    rig.call(rig.ops.forget, ino, 1)
+    assert ino not in rig.union.table
+    rig.nlookup[ino] = 0
+    rig.dentries.pop((top, b"f"))
 
 
 def test_a_missing_object_is_an_error_of_the_disk(open_rig: Callable[..., Rig]) -> None:
