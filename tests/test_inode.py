@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import OpenRig
+from unionfs.engine import direct
 from unionfs.fds import Descriptors
 from unionfs.inode import Inode
 from unionfs.monitor import Monitor
+from unionfs.ops import Ops
+from unionfs.types import EngineOptions
 
 PATIENCE = 20.0
 
@@ -198,3 +201,26 @@ def test_the_engine_is_told_before_a_thread_waits() -> None:
     with monitor, monitor.released():
         pass
     assert told and all(told)
+
+
+def test_a_reader_that_gets_no_successor_stays_the_reader(
+    rig: OpenRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system may allow no more threads: requests then wait, but not for ever."""
+
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    engine = direct.DirectEngine(Ops(rig().union), 0, EngineOptions())
+    monkeypatch.setattr(direct, "start_new_thread", refuse)
+    engine._worker.reader = True
+    engine._reading.acquire()
+    with engine.ops.monitor, engine.ops.monitor.released():
+        assert engine._worker.reader
+        assert engine._reading.locked()
+    assert engine._threads == 0
+    monkeypatch.setattr(direct, "start_new_thread", lambda *arguments: None)
+    with engine.ops.monitor, engine.ops.monitor.released():
+        assert not engine._worker.reader
+        assert not engine._reading.locked()
+    assert engine._threads == 1

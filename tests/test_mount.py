@@ -12,6 +12,7 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -392,7 +393,6 @@ def test_a_removed_open_directory_is_empty(posix: Path) -> None:
 
 
 def _hold_unlinked(root: str, number: int, count: int) -> None:
-    import resource
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -448,6 +448,21 @@ def test_writing_by_others_clears_suid_and_sgid(mount: Mount) -> None:
     assert (root / "h").stat().st_mode & 0o7777 == 0o777
     os.chown(root / "f", 5, 6)
     assert (root / "f").stat().st_mode & 0o7777 == 0o777
+
+
+def test_what_others_wrote_to_runs_without_the_owners_rights(posix: Path) -> None:
+    """The kernel asks for the mode alone before it runs a program: it must not be an old one."""
+    shutil.copy("/usr/bin/id", posix / "suid/id")
+    os.chmod(posix / "suid/id", 0o6777)
+
+    def extend_and_run() -> None:
+        with open("id", "ab") as program:
+            program.write(b"\0")
+        found = subprocess.run(["./id", "-u"], capture_output=True, check=True)
+        assert found.stdout == b"4321\n"
+
+    as_user(4321, posix / "suid", extend_and_run)
+    assert (posix / "suid/id").stat().st_mode & 0o7777 == 0o777
 
 
 def test_new_files_belong_to_their_makers(posix: Path) -> None:
@@ -913,3 +928,27 @@ def test_many_processes_at_one_directory(posix: Path, shared: Mounted) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert len(os.listdir(root)) == 4 * (60 + 30) + 5
     assert not shared.stats()["errors"]
+
+
+def test_the_space_of_a_deleted_file_is_free_at_once(tmp_path: Path) -> None:
+    """The kernel tells us late that nobody has the file open; whoever needs its space waits."""
+    needs_fuse()
+    full = tmp_path / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", full], check=True)
+    try:
+        layers = Layers.make(full / "u", {})
+        mounted = Mounted(layers)
+        try:
+            for _ in range(40):
+                with pytest.raises(OSError) as caught, open(mounted.mnt / "big", "wb") as file:
+                    while True:
+                        file.write(bytes(MIB))
+                assert caught.value.errno == errno.ENOSPC
+                (mounted.mnt / "big").unlink()
+                (mounted.mnt / "small").write_bytes(bytes(MIB))
+                (mounted.mnt / "small").unlink()
+        finally:
+            mounted.stop()
+    finally:
+        subprocess.run(["umount", full], check=True)

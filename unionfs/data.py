@@ -133,6 +133,7 @@ def _kill_suidgid(union: Union, inode: Inode) -> None:
         kept &= ~stat.S_ISGID
     if kept != mode:
         _change_mode(union, inode, kept)
+        union.on_mode_lost(inode.ino)  # a write's answer holds no mode
 
 
 def truncate(union: Union, inode: Inode, size: int, *, kill_suidgid: bool) -> None:

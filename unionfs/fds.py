@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+from _thread import allocate_lock
 
 from unionfs.errors import suppress
 from unionfs.record import OrderedDict
@@ -47,6 +48,7 @@ class Descriptors:
         self.data: OrderedDict[Inode, None] = OrderedDict()
         self.pins = 0
         self._dead: list[int] = []
+        self._closing = allocate_lock()
         self.on_dead: Callable[[], None] | None = None
 
     def over(self) -> bool:
@@ -117,11 +119,16 @@ class Descriptors:
                 return
         self.drop_data(inode)
 
+    def may_free(self) -> bool:
+        """Whether files without names are still held, or just being closed."""
+        return self.pins > 0 or bool(self._dead) or self._closing.locked()
+
     def close_dead(self) -> None:
-        """Close what ``release`` put aside. Without the monitor."""
-        while self._dead:
-            with suppress(OSError):  # the file is gone: nobody waits for its data
-                os.close(self._dead.pop())
+        """Close what ``release`` put aside; returns when it is closed. Without the monitor."""
+        with self._closing:
+            while self._dead:
+                with suppress(OSError):  # the file is gone: nobody waits for its data
+                    os.close(self._dead.pop())
 
     def drop_dir(self, directory: LayerDir) -> None:
         """Close a directory's descriptor."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 
 from unionfs import attributes, create, data, remove, rename
 from unionfs.copyup import copy_up
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 #: A virtual attribute of the root directory: the engine's and the union's state as JSON.
 STATS_XATTR = b"user.pyunion.stats"
+
+#: Seconds in which the kernel's FORGETs of files just deleted arrive.
+_MOMENT = 0.002
 
 
 class Ops:
@@ -124,6 +128,19 @@ class Ops:
         """open(2), where it is answered: what will be written to goes up now."""
         if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
             copy_up(self.union, self.union.get(ino))
+
+    def reclaim(self) -> bool:
+        """After ENOSPC: wait for deleted files to be closed; whether to try once more.
+
+        Their space is free a moment after the unlink has been answered: the kernel has to say
+        that nobody has them open.
+        """
+        if not self.union.fds.may_free():
+            return False
+        with self.union.monitor.released():
+            time.sleep(_MOMENT)
+            self.union.fds.close_dead()
+        return True
 
     def in_upper(self, ino: int) -> bool:
         """Whether a regular file's data is in the upper."""

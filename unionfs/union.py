@@ -28,7 +28,7 @@ from unionfs.upper import Upper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _INO_BITS = 48
 _ALT = 1 << 62
@@ -40,6 +40,10 @@ _LISTED_NAMES = 200_000
 _MAX_HOPS = 1000
 #: ``Attr`` from a tuple, without its constructor: one a reply, or one an entry of a listing.
 _attr = tuple.__new__
+
+
+def _nobody(ino: int) -> None:
+    """No engine is there to be told."""
 
 
 class Union:
@@ -71,6 +75,8 @@ class Union:
         self._maps_owners = squashed or bool(options.uid_map.ranges or options.gid_map.ranges)
         self.seen_redirect = False
         self._hops = 0
+        #: Told when set-id bits go that the kernel may still hold. Inside the monitor.
+        self.on_mode_lost: Callable[[int], object] = _nobody
         self.watcher: Watcher | None = None
         self.index: dict[tuple[int, int], Indexed] = {}
         self.link_scans: dict[int, dict[int, list[bytes]]] = {}

@@ -38,6 +38,7 @@ _MAX_WRITE: Final = 1 << 20
 _BUFFER: Final = _MAX_WRITE + 4096
 _MAX_THREADS: Final = 128
 _FOREVER: Final = (1 << 40, 0)
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_OUT: Final = wire.OUT_HEADER.size
 
 _WANTED: Final = (
@@ -100,6 +101,7 @@ class DirectEngine:
         self._setxattr_ext = False
         self._passthrough = Passthrough(ops, fd) if options.passthrough else None
         ops.monitor.on_release = self._step_aside
+        ops.union.on_mode_lost = self._forget_attributes
         self._handlers = self._table()
 
     # -- threads -------------------------------------------------------------------
@@ -109,17 +111,20 @@ class DirectEngine:
         self._spawn()
 
     def _spawn(self) -> None:
-        self._threads += 1
         start_new_thread(self._run, ())
+        self._threads += 1
 
     def _step_aside(self) -> None:
         """This thread is about to wait: let another read requests."""
         if not self._worker.reader:
             return
-        self._worker.reader = False
         with self._count_lock:
             if not self._idle and self._threads < _MAX_THREADS and not self._stop:
-                self._spawn()
+                try:
+                    self._spawn()
+                except RuntimeError:
+                    return  # no more threads are allowed: requests wait until this one is done
+        self._worker.reader = False
         self._reading.release()
 
     def _run(self) -> None:
@@ -175,6 +180,11 @@ class DirectEngine:
         for ino in changes.directories | changes.files:
             self._notify(wire.INVAL_INODE.pack(size, wire.NOTIFY_INVAL_INODE, 0, ino, 0, 0))
 
+    def _forget_attributes(self, ino: int) -> None:
+        """Make the kernel ask for an inode's attributes again. Takes no lock of the kernel's."""
+        size = wire.INVAL_INODE.size
+        self._notify(wire.INVAL_INODE.pack(size, wire.NOTIFY_INVAL_INODE, 0, ino, -1, 0))
+
     def _notify(self, message: bytes) -> None:
         try:
             os.write(self.fd, message)
@@ -213,6 +223,8 @@ class DirectEngine:
                     reply = handlers[opcode & 63](unique, nodeid, uid, gid, body)
                 except OSError as error:
                     reply = self._error(unique, error)
+                    if error.errno in _NO_SPACE and self.ops.reclaim():
+                        reply = self._again(opcode, unique, nodeid, uid, gid, body)
                 except Exception:
                     self._unexpected(f"opcode {opcode} on inode {nodeid}")
                     reply = wire.OUT_HEADER.pack(16, -errno.EIO, unique)
@@ -222,6 +234,17 @@ class DirectEngine:
                     write(fd, reply)
                 except OSError as error:
                     self._undelivered(error)
+
+    def _again(
+        self, opcode: int, unique: int, nodeid: int, uid: int, gid: int, body: memoryview
+    ) -> bytes | None:
+        try:
+            return self._handlers[opcode & 63](unique, nodeid, uid, gid, body)
+        except OSError as error:
+            return self._error(unique, error)
+        except Exception:
+            self._unexpected(f"opcode {opcode} on inode {nodeid}")
+            return wire.OUT_HEADER.pack(16, -errno.EIO, unique)
 
     def _traced(
         self, opcode: int, unique: int, nodeid: int, uid: int, gid: int, body: memoryview
@@ -301,6 +324,8 @@ class DirectEngine:
             if not flags & wire.PASSTHROUGH:
                 self._refuse("the kernel has no FUSE passthrough (Linux 6.9)")
             wanted |= wire.PASSTHROUGH
+            # What is written past us cannot clear set-id bits here: the kernel asks us to.
+            wanted &= ~wire.HANDLE_KILLPRIV_V2
         agreed = flags & wanted
         self._setxattr_ext = bool(agreed & wire.SETXATTR_EXT)
         if not agreed & wire.MAX_PAGES:
