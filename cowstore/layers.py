@@ -18,7 +18,7 @@ from cowstore.errors import Damaged, Refused
 from cowstore.ingest import BlobFeed, Ingested, ingest
 from cowstore.layout import Layout, fsync_directory
 from cowstore.locks import JOURNAL, Session
-from cowstore.manifest import Entry, Manifest
+from cowstore.manifest import Entry, Facts, Manifest
 from cowstore.objects import Stager, read_extents
 from cowstore.rules import Limits
 from cowstore.work import layer_lock
@@ -106,13 +106,21 @@ class Layers:
         if source.diff_id is None:
             return self._take(session, source, progress)
         with layer_lock(self.layout, source.diff_id):
-            if self.database.lease_layer(session.name, source.diff_id):
-                self._note_blob(source)
-                with self.manifest(source.diff_id) as opened:
-                    facts = opened.facts
-                # Only a layer of unknown diff id needs its newest time, and that was read.
-                return Brought(source.diff_id, False, facts.size, facts.entries, 0)
-            return self._take(session, source, progress, locked=True)
+            leased = self.database.lease_layer(session.name, source.diff_id)
+            facts = self._facts(source.diff_id) if leased else None
+            if facts is None:
+                return self._take(session, source, progress, locked=True)
+            self._note_blob(source)
+            # Only a layer of unknown diff id needs its newest time, and that was read.
+            return Brought(source.diff_id, False, facts.size, facts.entries, 0)
+
+    def _facts(self, diff_id: str) -> Facts | None:
+        """What the manifest of a layer that is here says; None: it is damaged."""
+        try:
+            with self.manifest(diff_id) as opened:
+                return opened.facts if opened.verify() else None
+        except Damaged:
+            return None
 
     def _note_blob(self, source: LayerSource) -> None:
         if source.digest is None or source.digest == source.diff_id:
@@ -180,7 +188,8 @@ class Layers:
             self._commit(session, stager, taken, source, blob)
             return
         with layer_lock(self.layout, taken.diff_id):
-            if not self.database.lease_layer(session.name, taken.diff_id):
+            leased = self.database.lease_layer(session.name, taken.diff_id)
+            if not leased or self._facts(taken.diff_id) is None:
                 self._commit(session, stager, taken, source, blob)
 
     def _keeps(self, taken: Ingested, stager: Stager) -> bool:
@@ -211,10 +220,7 @@ class Layers:
             journal.write(f"layer {taken.diff_id}\n")
             if blob is not None:
                 journal.write(f"blob {taken.blob_digest}\n")
-        draft = session.place("manifest")
-        with open(draft, "wb") as file:
-            file.write(data)
-        os.rename(draft, self.layout.layer(taken.diff_id))
+        place_manifest(self.layout, session, taken.diff_id, data)
         if blob is not None:
             move_blob(self.layout, blob, taken.blob_digest)
         sync(self.layout, durable=self.policy.durable)
@@ -238,9 +244,13 @@ class Layers:
         """The manifest of a layer that is in the store.
 
         Raises:
-            Damaged: it is gone or cut short.
+            Damaged: it is gone, cut short, or of another layer.
         """
-        return Manifest(self.layout.layer(diff_id))
+        opened = Manifest(self.layout.layer(diff_id))
+        if opened.facts.diff_id != diff_id:
+            opened.close()
+            raise Damaged(f"layer {diff_id} has another's manifest", "cowstore fsck --repair")
+        return opened
 
     def archive(self, diff_id: str) -> Iterator[bytes]:
         """The layer's archive, to the bit as it came.
@@ -304,6 +314,14 @@ def payload_of(layout: Layout, entry: Entry) -> Iterator[bytes]:
             raise Damaged(f"content object {entry.object} is too short", "cowstore fsck --repair")
     finally:
         os.close(fd)
+
+
+def place_manifest(layout: Layout, session: Session, diff_id: str, data: bytes) -> None:
+    """Give a layer its manifest; several layers may come in for one session at a time."""
+    draft = session.place(f"manifest.{os.urandom(4).hex()}")
+    with open(draft, "wb") as file:
+        file.write(data)
+    os.rename(draft, layout.layer(diff_id))
 
 
 def move_blob(layout: Layout, draft: str, digest: str) -> None:

@@ -103,8 +103,9 @@ class Stager:
         self.new_bytes = 0
         self.shared_bytes = 0
         self._objects = os.open(layout.path("objects"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        place = session.place("o")
-        os.makedirs(place, 0o700, exist_ok=True)
+        # One of its own: a session has as many stagers as it brings layers in at a time.
+        place = session.place(f"o.{os.urandom(4).hex()}")
+        os.mkdir(place, 0o700)
         self._stage = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._started = os.stat(session.place("lock")).st_mtime_ns
         self._staged: dict[str, bool] = {}

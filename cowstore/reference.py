@@ -73,6 +73,12 @@ def _registry_ref(rest: str, text: str) -> ImageRef:
     return ImageRef("docker", f"{host}/{path}", tag, digest)
 
 
+def _is_host(text: str) -> bool:
+    """Whether this is ``HOST[:PORT]``."""
+    port = text.rpartition(":")[2] if not text.endswith("]") and ":" in text else "443"
+    return _HOST.fullmatch(text) is not None and len(port) < 6 and 0 < int(port) < 65536
+
+
 def check_registry(text: str) -> str:
     """``HOST[:PORT]`` of a registry, as credentials are kept for it.
 
@@ -80,7 +86,7 @@ def check_registry(text: str) -> str:
         StoreError: not one.
     """
     host = text.removeprefix("docker://").removeprefix("https://").rstrip("/")
-    if not _HOST.fullmatch(host):
+    if not _is_host(host):
         raise StoreError(f"{text}: not a registry", "HOST[:PORT]")
     return host
 
@@ -92,7 +98,7 @@ def check_mirror(text: str) -> str:
         StoreError: not one.
     """
     host, slash, prefix = text.rstrip("/").partition("/")
-    if not _HOST.fullmatch(host) or (slash and not _REPOSITORY.fullmatch(prefix)):
+    if not _is_host(host) or (slash and not _REPOSITORY.fullmatch(prefix)):
         raise StoreError(f"--mirror {text}: not a registry", "HOST[:PORT][/PREFIX]")
     return text.rstrip("/")
 
@@ -116,7 +122,7 @@ def _split_host(text: str) -> tuple[str, str]:
 
 def _wrong(host: str, path: str, tag: str | None) -> str:
     """What of a name breaks the grammar; empty: nothing."""
-    if host and not _HOST.fullmatch(host):
+    if host and not _is_host(host):
         return f"{host!r} is not a registry"
     if not path:
         return "there is no name"

@@ -19,7 +19,7 @@ from cowstore.collect import collect, to_trash
 from cowstore.errors import StoreError
 from cowstore.fsck import Finding
 from cowstore.ingest import BlobFeed, ingest
-from cowstore.layers import move_blob, sync
+from cowstore.layers import move_blob, place_manifest, sync
 from cowstore.manifest import Manifest, encode
 from cowstore.objects import Stager
 from cowstore.rules import Limits
@@ -144,10 +144,7 @@ def _mend_layer(store: Store, diff_id: str, insecure: bool) -> str:
                     e._replace(object=renamed.get(e.object, e.object)) for e in taken.entries
                 ]
                 data = encode(diff_id, taken.size, entries, taken.skeleton, taken.skeleton_size)
-                draft = session.place("manifest")
-                with open(draft, "wb") as file:
-                    file.write(data)
-                os.rename(draft, store.layout.layer(diff_id))
+                place_manifest(store.layout, session, diff_id, data)
                 sync(store.layout, durable=store.durable)
             return words
     raise StoreError(f"layer {diff_id} is nowhere else")

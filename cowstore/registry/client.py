@@ -37,6 +37,14 @@ class Lost(Exception):
     """The connection broke, or the registry is overloaded: worth another try."""
 
 
+class Answered(StoreError):
+    """The registry says no; ``status`` is HTTP's."""
+
+    def __init__(self, status: int, text: str, hint: str = "") -> None:
+        super().__init__(text, hint)
+        self.status = status
+
+
 class Registry:
     """One host; good for many threads."""
 
@@ -100,9 +108,14 @@ class Registry:
         """
         url = path if "://" in path else f"{self.base()}{path}"
         for attempt in range(3):
-            response = self._send(method, url, repository, actions, headers, body)
+            response, place = self._send(method, url, repository, actions, headers, body)
             if response.status != 401 or attempt:
                 break
+            if _origin(place) != _origin(self.base()):
+                # Credentials are the registry's: wherever it has sent us gets none of them.
+                response.close()
+                where = printable(urlsplit(place).netloc)
+                raise Answered(401, f"registry {self.host} leads to {where}, which wants a login")
             challenge = response.headers.get("WWW-Authenticate", "")
             response.drain_conn()
             self._authenticate(challenge, repository, actions)
@@ -149,13 +162,14 @@ class Registry:
         actions: str,
         headers: Mapping[str, str] | None,
         body: bytes | None,
-    ) -> urllib3.BaseHTTPResponse:
+    ) -> tuple[urllib3.BaseHTTPResponse, str]:
+        """(the answer, the URL that gave it)."""
         sent = dict(headers or {})
         for _ in range(6):
             parts = urlsplit(url)
             if parts.scheme != "https" and not self.insecure:
                 raise StoreError(f"registry {self.host} leads to plain HTTP: {url}")
-            if parts.netloc == self._server:
+            if _origin(url) == _origin(self.base()):
                 authorization = self._authorization(repository, actions)
                 if authorization:
                     sent["Authorization"] = authorization
@@ -173,7 +187,7 @@ class Registry:
             except HTTPError as error:
                 raise Lost(f"registry {self.host}: {_short(error)}") from None
             if response.status not in (301, 302, 303, 307, 308):
-                return response
+                return response, url
             target = response.headers.get("Location", "")
             response.drain_conn()
             url = urljoin(url, target)
@@ -183,10 +197,8 @@ class Registry:
         told = ""
         try:
             document = json.loads(response.read(65536, decode_content=True))
-            told = "; ".join(
-                str(e.get("message") or e.get("code")) for e in document.get("errors", [])
-            )
-        except (ValueError, AttributeError, HTTPError):
+            told = "; ".join(_messages(document))
+        except (ValueError, RecursionError, HTTPError):
             pass
         finally:
             response.close()
@@ -198,10 +210,9 @@ class Registry:
         if response.status == 404:
             return NotFound(text if told else f"{text} not found")
         if response.status in (401, 403):
-            return StoreError(
-                f"{text} ({response.status})", f"cowstore login {self.host}, or --authfile"
-            )
-        return StoreError(f"{text} ({method}: {response.status})")
+            hint = f"cowstore login {self.host}, or --authfile"
+            return Answered(response.status, f"{text} ({response.status})", hint)
+        return Answered(response.status, f"{text} ({method}: {response.status})")
 
     # -- authentication -------------------------------------------------------------------
 
@@ -265,9 +276,11 @@ class Registry:
                     redirect=False,
                 )
             document = json.loads(answer.data)
-        except (HTTPError, ValueError) as error:
+        except (HTTPError, ValueError, RecursionError) as error:
             raise StoreError(f"registry {self.host}: no token: {_short(error)}") from None
-        token = document.get("token") or document.get("access_token")
+        token = None
+        if isinstance(document, dict):
+            token = document.get("token") or document.get("access_token")
         if answer.status != 200 or not isinstance(token, str):
             raise StoreError(
                 f"registry {self.host}: no token for {repository or self.host} ({answer.status})",
@@ -320,6 +333,19 @@ class Registry:
             return False
         response.drain_conn()
         return True
+
+
+def _messages(document: Any) -> list[str]:
+    """What an error's document says (distribution-spec, "Error Codes"); nothing if it is none."""
+    errors = document.get("errors") if isinstance(document, dict) else None
+    listed = errors if isinstance(errors, list) else []
+    return [str(e.get("message") or e.get("code")) for e in listed if isinstance(e, dict)]
+
+
+def _origin(url: str) -> tuple[str, str | None, int]:
+    """Who is asked: scheme, host and port (RFC 6454)."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _pieces(response: urllib3.BaseHTTPResponse, host: str) -> Iterator[bytes]:

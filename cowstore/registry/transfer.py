@@ -23,7 +23,7 @@ from cowstore.layers import LayerSource
 from cowstore.layout import Layout
 from cowstore.locks import Lock
 from cowstore.reference import local_name, name_for
-from cowstore.registry.client import Lost, Registry, again
+from cowstore.registry.client import Answered, Lost, Registry, again
 from cowstore.registry.upload import upload
 from cowstore.sources import Found, choose_images, fill_layers
 from cowstore.types import Image, ImageRef, Progress
@@ -184,8 +184,8 @@ def resumed(layout: Layout, registry: Registry, repository: str, digest: str) ->
                 tries = 0 if done > before else tries + 1
                 if tries >= 4:
                     raise StoreError(str(error), "pull again: it goes on from here") from None
-            except StoreError as error:
-                if done and "416" in str(error):
+            except Answered as error:
+                if done and error.status == 416:
                     return  # all of it is here; digest and size are checked by the reader
                 raise
 

@@ -5,15 +5,16 @@ Source: distribution-spec, "Pushing Blobs", "Pushing a blob in chunks", "Mountin
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Final
 from urllib.parse import quote, urljoin
 
 from urllib3 import BaseHTTPResponse
 
-from cowstore.errors import Damaged, StoreError
+from cowstore.errors import Damaged, NotFound, StoreError
 from cowstore.exporter import Outgoing
-from cowstore.registry.client import Lost, Registry, again
+from cowstore.registry.client import Answered, Lost, Registry, again
 from cowstore.types import Progress
 
 #: Bytes of one PATCH; some registries take no less than five million.
@@ -35,9 +36,10 @@ def upload(
     location = ""
     if source:
         query = f"?mount={quote(digest)}&from={quote(source, safe='')}"
-        location, mounted = _begin(registry, repository, query)
-        if mounted:
-            return
+        with contextlib.suppress(Answered):  # that repository is not for us: as if it had nothing
+            location, mounted = _begin(registry, repository, query)
+            if mounted:
+                return
     if not location:
         location, _ = _begin(registry, repository, "")
     offset = tries = 0
@@ -60,12 +62,17 @@ def upload(
     if offset != out.descriptor.size:
         raise Damaged(f"blob {digest} is not as long as it was", "cowstore fsck --repair")
     mark = "&" if "?" in location else "?"
-    again(
-        lambda: registry.request(
-            "PUT", f"{location}{mark}digest={quote(digest)}", repository, actions=_BOTH,
-            headers={"Content-Length": "0"}, ok=(201,),
-        ).drain_conn()
-    )  # fmt: skip
+    try:
+        again(
+            lambda: registry.request(
+                "PUT", f"{location}{mark}digest={quote(digest)}", repository, actions=_BOTH,
+                headers={"Content-Length": "0"}, ok=(201,),
+            ).drain_conn()
+        )  # fmt: skip
+    except NotFound:
+        # Done, and only the answer was lost: the second PUT finds no upload any more.
+        if not registry.has_blob(repository, digest):
+            raise
 
 
 def _begin(registry: Registry, repository: str, query: str) -> tuple[str, bool]:
