@@ -4,7 +4,8 @@
 # usage: scripts/demo.sh
 #
 # Installs pyunion into a fresh temporary folder and mounts a union there whose
-# lower is "/", and a container (pyrun) on another. As an ordinary user (run by root: as an id that nobody has), in
+# lower is "/", a container (pyrun) on another, and one from a Debian image made by mmdebstrap (root:
+# which is installed if need be). As an ordinary user (run by root: as an id that nobody has), in
 # a user namespace, it changes root into the union, edits, deletes and renames
 # what belongs to root, and shows what the upper has recorded. The files of the
 # machine are compared before and after. Nothing is left behind.
@@ -78,6 +79,18 @@ container() {
     say "pyrun diff: what it has changed"
     pyrun diff demo
     pyrun rm demo >/dev/null
+    [ -f "$here/debian.tar" ] || return 0
+    say "cowstore and pyrun: a container of an ordinary user, from a Debian image"
+    cowstore import "rootfs:$here/debian.tar" debian
+    pyrun run --name debian --userns single --network none debian /bin/sh -euxc '
+        head -n 1 /etc/os-release
+        dpkg-query -W | wc -l
+        chown daemon:games /etc/issue
+        stat -c "%U %G %n" /etc/issue
+        rm /usr/bin/yes
+    ' 2>&1
+    pyrun diff debian
+    pyrun rm debian >/dev/null
 }
 
 # -- run by root: leave root, in a mount namespace of our own -----------------------------
@@ -181,6 +194,28 @@ trap clean_up EXIT
 trap 'exit 130' INT TERM HUP
 chmod 755 "$here"
 
+debian_image() {
+    # A root filesystem as a tar archive, for the container to run from.
+    if ! command -v mmdebstrap >/dev/null; then
+        if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+            echo "left out: no mmdebstrap (apt-get install mmdebstrap)"
+            return
+        fi
+        apt-get update -q >/dev/null
+        DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+            mmdebstrap >/dev/null
+    fi
+    release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+    if mmdebstrap --quiet --variant=minbase "${release:-stable}" "$here/debian.tar" \
+        >"$here/mmdebstrap.log" 2>&1; then
+        chmod a+r "$here/debian.tar"
+        du -h "$here/debian.tar" | cut -f 1
+    else
+        rm -f "$here/debian.tar"
+        echo "left out: mmdebstrap: $(tail -n 1 "$here/mmdebstrap.log")"
+    fi
+}
+
 manifest() {
     # Names, types, modes, owners, links, sizes, times; contents of some.
     find /etc /usr /boot /srv -xdev -printf '%p %y %m %U:%G %n %s %T@ %C@ %l\n' 2>/dev/null |
@@ -192,13 +227,16 @@ manifest() {
 say "Installing into $here, with $python"
 mkdir "$here/src" "$here/upper" "$here/work" "$here/mnt" "$here/home" "$here/run"
 cp "$root/scripts/demo.sh" "$here/demo.sh"
-(cd "$root" && cp -R pyproject.toml README.md LICENSE docs unionfs "$here/src/")
+(cd "$root" && cp -R pyproject.toml setup.py README.md LICENSE docs scripts unionfs "$here/src/")
 for package in cowstore runtime bench; do
     [ ! -d "$root/$package" ] || cp -R "$root/$package" "$here/src/"
 done
 "$python" -m venv "$here/venv"
 "$here/venv/bin/pip" install --quiet --disable-pip-version-check "$here/src"
 "$here/venv/bin/pyunion" --version
+
+say "Making a Debian image"
+debian_image
 
 say "Noting what the machine's files are"
 manifest >"$here/before"
