@@ -89,6 +89,16 @@ def content_name(fd: int, size: int, extents: Extents) -> str:
     return name_of(state.digest())
 
 
+def is_whole(fd: int, name: str, extents: Extents) -> bool:
+    """Whether an open file is what an object's name says."""
+    try:
+        return content_name(fd, os.fstat(fd).st_size, extents) == name[:HASH_CHARS]
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return False
+
+
 class Stager:
     """Takes contents in, on behalf of one session.
 
@@ -108,7 +118,8 @@ class Stager:
         os.mkdir(place, 0o700)
         self._stage = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._started = os.stat(session.place("lock")).st_mtime_ns
-        self._staged: dict[str, bool] = {}
+        #: What is staged, each with the map of its data (empty: no holes).
+        self._staged: dict[str, Extents] = {}
         self._counter = 0
 
     def close(self) -> None:
@@ -155,8 +166,11 @@ class Stager:
                 return True if name in self._staged or self._touch(name, fd) else None
             if name in self._staged:
                 return False
-            true_name = content_name(fd, os.fstat(fd).st_size, extents)
-            return False if true_name == name[:HASH_CHARS] else None
+            return False if is_whole(fd, name, extents) else None
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return None  # the disk does not give it back
         finally:
             os.close(fd)
 
@@ -188,7 +202,7 @@ class Stager:
                 view = view[os.write(fd, view) :]
         finally:
             os.close(fd)
-        self._staged[name] = True
+        self._staged[name] = ()
 
     def put_stream(self, pieces: Iterable[bytes], size: int, extents: Extents = ()) -> str:
         """As ``put`` for a content that comes in pieces: ``size`` bytes with holes left out.
@@ -241,7 +255,7 @@ class Stager:
             found = self._ask(name, lambda there: same_content(fd, there, size, extents), extents)
             if found is None:
                 os.rename(draft, name, src_dir_fd=self._stage, dst_dir_fd=self._stage)
-                self._staged[name] = True
+                self._staged[name] = extents
                 self.new_bytes += data_size
                 return name
             if found:
@@ -279,7 +293,7 @@ class Stager:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._stage)
         try:
             size = os.fstat(fd).st_size
-            extents = data_extents(fd, size) if is_sparse(name) else ()
+            extents = self._staged[name]
             base = name[:HASH_CHARS]
             for suffix in _SPARSE_SUFFIXES if extents else _SUFFIXES:
                 other = base + suffix
@@ -297,7 +311,7 @@ class Stager:
                         os.utime(where, dir_fd=self._objects)
                         os.unlink(name, dir_fd=self._stage)
                         return other
-                    if not extents and content_name(there, os.fstat(there).st_size, ()) != base:
+                    if not is_whole(there, base, extents):
                         os.rename(name, where, src_dir_fd=self._stage, dst_dir_fd=self._objects)
                         return other
                 finally:

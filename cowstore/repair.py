@@ -1,13 +1,15 @@
 """Mending what fsck found, from what is still whole: a kept blob, or the registry.
 
 Caches are thrown away, orphans collected. A layer with damaged or missing contents is taken in
-again: what is whole is found and shared, what is not is replaced.
+again: what is whole is found and shared, what is not is replaced. Nothing damaged is removed before
+there is something whole to take its place: a file that is wrong in a byte is better than none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -21,7 +23,14 @@ from cowstore.fsck import Finding
 from cowstore.ingest import BlobFeed, ingest
 from cowstore.layers import move_blob, place_manifest, sync
 from cowstore.manifest import Manifest, encode
-from cowstore.objects import Stager
+from cowstore.objects import (
+    Extents,
+    Stager,
+    data_extents,
+    is_whole,
+    read_extents,
+    share_blocks,
+)
 from cowstore.rules import Limits
 from cowstore.work import layer_lock
 
@@ -45,18 +54,18 @@ def repair(store: Store, findings: list[Finding], *, insecure: bool = False) -> 
                 done[finding] = said
     broken = {f.subject for f in findings if f.code in ("manifest-damaged", "layer-damaged")}
     wrong = [f for f in findings if f.code.startswith("object-") or _is_object_link(f)]
+    entries = _entries_of(store, {f.subject for f in wrong})
     for finding in wrong:
-        with contextlib.suppress(FileNotFoundError):
-            if finding.code != "object-missing":
-                to_trash(store, store.layout.object(finding.subject))
-    affected = broken | _layers_with(store, {f.subject for f in wrong})
-    for diff_id in sorted(affected):
+        if finding.subject in entries and _rewrite(store, finding.subject, entries):
+            done[finding] = "replaced by a copy of its own"
+    left = {f.subject for f in wrong if f not in done}
+    for diff_id in sorted(broken | {diff_id for name in left for diff_id in entries[name][1]}):
         with contextlib.suppress(StoreError):
             layers[diff_id] = _mend_layer(store, diff_id, insecure)
     for finding in findings:
         if finding.subject in layers:
             done[finding] = layers[finding.subject]
-        elif finding in wrong and os.path.exists(store.layout.object(finding.subject)):
+        elif finding.subject in left and _is_right(store, finding.subject, entries):
             done[finding] = "replaced"
     if any(finding.code == "orphan" for finding in findings):
         collect(store)
@@ -77,15 +86,80 @@ def _orphan_path(store: Store, subject: str) -> str:
     return store.layout.path(subject)
 
 
-def _layers_with(store: Store, names: set[str]) -> set[str]:
-    found: set[str] = set()
-    if names:
-        for (diff_id,) in store.database.rows("SELECT diff_id FROM layers"):
-            with contextlib.suppress(StoreError):
-                with Manifest(store.layout.layer(diff_id)) as manifest:
-                    if names.intersection(manifest.names()):
-                        found.add(diff_id)
+#: By object: the map of its data, and the layers that have it.
+_Uses = dict[str, tuple[Extents, set[str]]]
+
+
+def _entries_of(store: Store, names: set[str]) -> _Uses:
+    found: _Uses = {name: ((), set()) for name in names}
+    for (diff_id,) in store.database.rows("SELECT diff_id FROM layers") if names else ():
+        with (
+            contextlib.suppress(StoreError),
+            Manifest(store.layout.layer(diff_id)) as manifest,
+        ):
+            if names.isdisjoint(manifest.names()):
+                continue
+            for entry in manifest.entries():
+                if entry.object in names:
+                    found[entry.object][1].add(diff_id)
+                    found[entry.object] = (entry.sparse, found[entry.object][1])
     return found
+
+
+def _is_right(store: Store, name: str, uses: _Uses) -> bool:
+    """Whether an object is a file of its own, and what its name says."""
+    try:
+        fd = os.open(store.layout.object(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        st = os.fstat(fd)
+        return stat.S_ISREG(st.st_mode) and st.st_nlink == 1 and is_whole(fd, name, uses[name][0])
+    finally:
+        os.close(fd)
+
+
+def _rewrite(store: Store, name: str, uses: _Uses) -> bool:
+    """Give an object that is whole, but reached by another name too, a file of its own.
+
+    What is there is not removed before something whole takes its place. Only what is no file at
+    all goes at once: nothing could be put in its place.
+    """
+    path = store.layout.object(name)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        fd = -1
+    try:
+        if fd >= 0 and stat.S_ISREG(os.fstat(fd).st_mode) and is_whole(fd, name, uses[name][0]):
+            with store.session() as session:
+                draft = session.place("object")
+                _copy(fd, draft)
+                os.rename(draft, path)
+                sync(store.layout, durable=store.durable)
+            return True
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            to_trash(store, path)
+    return False
+
+
+def _copy(source: int, draft: str) -> None:
+    """A file's content, its holes with it."""
+    size = os.fstat(source).st_size
+    target = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+    try:
+        if not share_blocks(source, target):
+            os.ftruncate(target, size)
+            for offset, length in data_extents(source, size):
+                for data in read_extents(source, ((offset, length),)):
+                    os.pwrite(target, data, offset)
+                    offset += len(data)
+    finally:
+        os.close(target)
 
 
 def _sources(store: Store, diff_id: str, insecure: bool) -> Iterator[tuple[str, str, Opener]]:
@@ -136,7 +210,9 @@ def _mend_layer(store: Store, diff_id: str, insecure: bool) -> str:
                 stager = Stager(store.layout, session)
                 try:
                     feed = BlobFeed(opener(), digest=digest)
-                    taken = ingest(stager, feed, Limits(), diff_id=diff_id)
+                    # Its size is known, and its digest: it may be as compressed as it likes.
+                    limits = Limits(ratio=1 << 40, layer=_size_of(store, diff_id))
+                    taken = ingest(stager, feed, limits, diff_id=diff_id)
                     renamed = stager.publish()
                 finally:
                     stager.close()
@@ -148,6 +224,11 @@ def _mend_layer(store: Store, diff_id: str, insecure: bool) -> str:
                 sync(store.layout, durable=store.durable)
             return words
     raise StoreError(f"layer {diff_id} is nowhere else")
+
+
+def _size_of(store: Store, diff_id: str) -> int:
+    row = store.database.row("SELECT size FROM layers WHERE diff_id=?", diff_id)
+    return int(row[0]) if row else Limits().layer
 
 
 def _mend_blob(store: Store, digest: str, insecure: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from cowstore import Image, Store, fsck
 from cowstore.caches import tree_path
 from cowstore.fsck import check
+from cowstore.objects import is_sparse
 from cowstore.repair import repair
+from cowstore.rules import Limits
 from tests.store.archives import LNK, M, oci_layout, tar
 
 TREE = [M("a", b"a" * 5000), M("b", b"b" * 6000), M("c", type=LNK, target="a")]
@@ -184,13 +187,86 @@ def test_damage_is_named_and_mended(
     broken_store.export_image("x", f"oci:{tmp_path}/out:t")
 
 
+def give_up_blobs(store: Store) -> None:
+    """What is kept of layers as they came goes: nothing can be mended from it."""
+    os.unlink(store.layout.blob(layer_blob(store)))
+    with store.database.write() as db:
+        db.execute("UPDATE blobs SET kept=0 WHERE diff_id IS NOT NULL")
+
+
+def test_a_store_whose_files_have_second_names_is_kept(
+    broken_store: Store, image: Image, tmp_path: Path
+) -> None:
+    """``cp -al`` of a store: each object is whole, and gets a file of its own."""
+    give_up_blobs(broken_store)
+    names = _objects(broken_store)
+    for name in names:
+        os.link(broken_store.layout.object(name), tmp_path / name)
+    findings = [f for f in check(broken_store) if f.code == "wrong-link"]
+    assert len(findings) == len(names) > 1
+    assert set(repair(broken_store, findings)) == set(findings)
+    assert check(broken_store, full=True) == []
+    assert all(os.stat(tmp_path / name).st_nlink == 1 for name in names)
+
+
+def test_a_link_to_the_content_is_replaced_by_it(
+    broken_store: Store, image: Image, tmp_path: Path
+) -> None:
+    give_up_blobs(broken_store)
+    path = broken_store.layout.object(an_object(broken_store))
+    shutil.move(path, tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", path)
+    findings = check(broken_store)
+    assert set(repair(broken_store, findings)) == set(findings) and findings
+    assert check(broken_store, full=True) == []
+
+
+def test_what_is_damaged_stays_until_there_is_better(broken_store: Store, image: Image) -> None:
+    give_up_blobs(broken_store)
+    path = Path(broken_store.layout.object(flip_object(broken_store)))
+    before = path.read_bytes()
+    assert repair(broken_store, check(broken_store, full=True)) == {}
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_content_with_holes_is_mended(broken_store: Store, tmp_path: Path) -> None:
+    top = tmp_path / "tree"
+    top.mkdir()
+    with open(top / "holes", "wb") as file:
+        file.truncate(4 << 20)
+        file.seek(1 << 20)
+        file.write(b"x" * 5000)
+    made = subprocess.run(["tar", "-SC", str(top), "-c", "."], capture_output=True, check=True)
+    oci_layout(tmp_path / "o", [made.stdout])
+    image = broken_store.import_image(f"oci:{tmp_path}/o:t", "x")
+    name = an_object(broken_store)
+    assert is_sparse(name), "the archive tells of the holes"
+    flip(broken_store.layout.object(name), (1 << 20) + 7)
+    findings = check(broken_store, full=True)
+    assert [f.subject for f in findings] == [name]
+    assert set(repair(broken_store, findings)) == set(findings)
+    assert check(broken_store, full=True) == [] and an_object(broken_store) == name
+    assert b"".join(broken_store.layers.archive(image.layers[0])) == made.stdout
+
+
+def test_a_layer_that_is_much_compressed_is_mended(broken_store: Store, tmp_path: Path) -> None:
+    """Its digest is known: no bound against strangers keeps it from being taken in again."""
+    data = bytes(80 << 20)
+    oci_layout(tmp_path / "o", [tar([M("zeros", data)])])
+    broken_store._limits = Limits(ratio=100_000)
+    broken_store.import_image(f"oci:{tmp_path}/o:t", "x")
+    broken_store._limits, broken_store._layers = None, None
+    flip_object(broken_store)
+    findings = check(broken_store, full=True)
+    assert set(repair(broken_store, findings)) == set(findings) and findings
+    assert check(broken_store, full=True) == []
+
+
 @pytest.mark.parametrize("damage", [remove_object, flip_object, flip_manifest])
 def test_what_has_no_second_copy_stays_told(
     broken_store: Store, image: Image, damage: Callable[[Store], str]
 ) -> None:
-    os.unlink(broken_store.layout.blob(layer_blob(broken_store)))
-    with broken_store.database.write() as db:
-        db.execute("UPDATE blobs SET kept=0 WHERE diff_id IS NOT NULL")
+    give_up_blobs(broken_store)
     subject = damage(broken_store)
     findings = check(broken_store, full=True)
     assert [f.subject for f in findings] == [subject]
