@@ -370,15 +370,9 @@ def filter_for(process: ProcessPlan, machine: str, single: bool, root: str) -> b
         key = f"{seccomp.VERSION}-{machine}-{process.capabilities:x}-{single:d}"
 
         def build() -> bytes:
-            from runtime import caps
             from runtime.seccomp_default import default_profile
 
-            names = tuple(
-                f"CAP_{name}"
-                for number, name in enumerate(caps.NAMES)
-                if process.capabilities >> number & 1
-            )
-            profile = default_profile(names, machine, fake_chown=single)
+            profile = default_profile(_capabilities(process), machine, fake_chown=single)
             return seccomp.compile_profile(profile, machine)
 
         return seccomp.kept(key, directory, build)
@@ -392,14 +386,26 @@ def filter_for(process: ProcessPlan, machine: str, single: bool, root: str) -> b
     except OSError as error:
         raise RunError(f"seccomp profile {word}: {error.strerror}") from None
 
+    release = os.uname().release
+
     def compile_text() -> bytes:
+        from runtime.seccomp_file import Situation, section
+
         try:
             profile = jsonio.loads(text)
         except ValueError as error:
             raise RunError(f"seccomp profile {word}: {error}") from None
-        if not isinstance(profile, dict):
-            raise RunError(f"seccomp profile {word}: not a JSON object")
-        return seccomp.compile_profile(profile, machine)
+        here = Situation(_capabilities(process), machine, release)
+        return seccomp.compile_profile(section(profile, here), machine)
 
-    key = f"{seccomp.VERSION}-{machine}-{sha256(text).hexdigest()}"
+    # What entries may depend on is part of the key.
+    depends = f"{process.capabilities:x}-{release.replace('/', '_')}"
+    key = f"{seccomp.VERSION}-{machine}-{depends}-{sha256(text).hexdigest()}"
     return seccomp.kept(key, directory, compile_text)
+
+
+def _capabilities(process: ProcessPlan) -> tuple[str, ...]:
+    from runtime import caps
+
+    held = process.capabilities
+    return tuple(f"CAP_{name}" for number, name in enumerate(caps.NAMES) if held >> number & 1)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 #: Part of the key of kept programs: changes with compiler and default profile.
-VERSION = "2"
+VERSION = "3"
 
 _LD_ABS, _JEQ, _JGE, _JGT, _JA, _RET, _AND = 0x20, 0x15, 0x35, 0x25, 0x05, 0x06, 0x54
 _INSTRUCTION = struct.Struct("=HBBI")
@@ -27,6 +27,10 @@ _ALLOW = 0x7FFF0000
 _KILL_PROCESS = 0x80000000
 _ERRNO = 0x00050000
 _EPERM = 1
+_ENOSYS = 38
+#: From here on x86_64 has the numbers of x32 (asm/unistd.h, __X32_SYSCALL_BIT): the same calls
+#: once more, so no rule by number would hold.
+_X32 = 0x40000000
 
 _ACTIONS = {
     "SCMP_ACT_ALLOW": _ALLOW,
@@ -52,7 +56,7 @@ def action(word: str, errno: object = None) -> int:
     Raises:
         RunError: unknown, or one that needs a listener.
     """
-    if word not in _ACTIONS:
+    if not isinstance(word, str) or word not in _ACTIONS:
         raise RunError(f"seccomp profile: action {word} is not supported")
     value = _ACTIONS[word]
     if word in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):
@@ -206,7 +210,7 @@ def _spans(rules: dict[int, list[Rule]]) -> list[tuple[int, tuple[Rule, ...]]]:
 def compile_profile(profile: dict[str, Any], machine: str) -> bytes:
     """The BPF program of an OCI seccomp section for a machine (uname -m).
 
-    Calls by an architecture that is not listed kill the process.
+    Calls by an architecture that is not listed kill the process; those of x32 give ENOSYS.
 
     Raises:
         RunError: the profile cannot be understood, or the machine is not known.
@@ -225,6 +229,11 @@ def compile_profile(profile: dict[str, Any], machine: str) -> bytes:
         after = program.label()
         program.unless(_JEQ, AUDIT_ARCH[arch], after)
         program.emit(_LD_ABS, 0)
+        if arch == "SCMP_ARCH_X86_64":
+            own = program.label()
+            program.unless(_JGE, _X32, own)
+            program.emit(_RET, _ERRNO | _ENOSYS)
+            program.place(own)
         _search(program, _spans(_rules(profile, arch)), default)
         program.place(after)
     program.emit(_RET, _KILL_PROCESS)

@@ -20,7 +20,7 @@ _EPERM = 1
 _NEVER = (
     "add_key keyctl request_key userfaultfd io_uring_setup io_uring_enter io_uring_register"
     " kexec_load kexec_file_load create_module get_kernel_syms query_module uselib nfsservctl"
-    " _sysctl vm86 vm86old swapon swapoff lookup_dcookie vserver map_shadow_stack"
+    " _sysctl vm86 vm86old swapon swapoff lookup_dcookie vserver map_shadow_stack ustat sysfs"
 ).split()
 
 #: Refused unless the capability is there.
@@ -50,7 +50,10 @@ _WITH = {
 _BY_ADMIN = ("CAP_BPF", "CAP_PERFMON", "CAP_SYSLOG")
 
 _NAMESPACE_FLAGS = 0x7E020080  # CLONE_NEW* but for the signal bits
-_AF_VSOCK = 40
+#: Families of sockets for nobody here: AF_ALG, the kernel's own ciphers (CVE-2026-31431), and
+#: AF_VSOCK, which no network namespace keeps apart.
+_FAMILIES = (38, 40)
+_INT = 0xFFFFFFFF
 _CHOWN = "chown fchown lchown fchownat chown32 fchown32 lchown32".split()
 
 
@@ -63,7 +66,7 @@ def default_profile(
         by_admin = capability in _BY_ADMIN and "CAP_SYS_ADMIN" in capabilities
         if capability not in capabilities and not by_admin:
             refused += names
-    conditional = ["personality", "socket"]
+    conditional = ["personality", "socketcall"]
     rules: list[dict[str, Any]] = []
     if fake_chown:
         rules.append({"names": _CHOWN, "action": "SCMP_ACT_ERRNO", "errnoRet": 0})
@@ -96,14 +99,16 @@ def default_profile(
                 "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}],
             }
         )
-    rules.append(
-        {
-            "names": ["socket"],
-            "action": "SCMP_ACT_ALLOW",
-            "args": [{"index": 0, "value": _AF_VSOCK, "op": "SCMP_CMP_NE"}],
-        }
-    )
-    refused += ["personality", "socket"]
+    for family in _FAMILIES:
+        # An int: the kernel takes the lower half of the argument alone, and so does the rule.
+        args = [{"index": 0, "value": _INT, "valueTwo": family, "op": "SCMP_CMP_MASKED_EQ"}]
+        rules.append(
+            {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM, "args": args}
+        )
+    # Its family is in memory, where a filter cannot look; libraries have taken socket since
+    # Linux 4.3.
+    rules.append({"names": ["socketcall"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS})
+    refused.append("personality")
     known = {name for arch in NATIVE.get(machine, ()) for name in table(arch)}
     allowed = known - set(refused) - set(conditional)
     rules.append({"names": sorted(refused), "action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM})

@@ -93,7 +93,7 @@ def test_another_architecture_is_killed_and_x32_is_refused() -> None:
     program = _profile({"names": ["read"], "action": "SCMP_ACT_ALLOW"})
     assert evaluate(program, 0) == _ALLOW
     assert evaluate(program, 0, arch=0x12345678) == 0x80000000
-    assert evaluate(program, 0x40000000) == _ERRNO | 1
+    assert evaluate(program, 0x40000000) == _ERRNO | 38
     read_x86 = table("SCMP_ARCH_X86")["read"]
     assert evaluate(program, read_x86, arch=AUDIT_ARCH["SCMP_ARCH_X86"]) == _ALLOW
 
@@ -115,7 +115,7 @@ def test_the_default_refuses_what_needs_a_capability_and_does_not_know_the_futur
     for flag in (0x10000000, 0x20000, 0x40000000, 0x20000000):
         assert says("clone", flag) == _ERRNO | 1
     assert says("clone", 0x1200011) == _ALLOW
-    assert says("socket", 40) == _ERRNO | 1 and says("socket", 2) == _ALLOW
+    assert says("socket", 2) == says("socket", 39) == _ALLOW
     assert says("personality", 0x0400000) == _ERRNO | 1 and says("personality", 0) == _ALLOW
 
 
