@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from runtime.errors import RunError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 #: Controllers that limit container and union daemon together.
 OUTER = frozenset({"cpu", "blkio", "io"})
 PREFIX = "pyrun-"
+#: Before the name of a file that some kernels lack, and that is then not written.
+OPTIONAL = "?"
 
 
 def read(path: str) -> str:
@@ -138,17 +141,36 @@ def write(plan: CgroupPlan, values: tuple[tuple[str, str, str, str], ...]) -> No
     Raises:
         RunError: the kernel refuses one.
     """
-    for group, controller, file, text in values:
-        directory = directory_of(plan, group, controller)
-        try:
-            _write(f"{directory}/{file}", text)
-        except OSError as error:
-            raise RunError(
-                f"limit {file} = {text}: {error.strerror}",
-                "processors and nodes must be among those of the parent group"
-                if file.startswith("cpuset")
-                else "",
-            ) from None
+    later: list[tuple[str, str, str, str]] = []
+    for value in values:
+        # v1: memory and memory with swap bound each other, so what is right to begin with
+        # depends on what they were.
+        if not _write_value(plan, value, forgiving=True):
+            later.append(value)
+    for value in later:
+        _write_value(plan, value)
+
+
+def _write_value(
+    plan: CgroupPlan, value: tuple[str, str, str, str], *, forgiving: bool = False
+) -> bool:
+    """Write one limit; ``forgiving``: False for one that is not valid beside the others."""
+    group, controller, file, text = value
+    directory = directory_of(plan, group, controller)
+    try:
+        _write(f"{directory}/{file.removeprefix(OPTIONAL)}", text)
+    except FileNotFoundError as error:
+        if not file.startswith(OPTIONAL):
+            raise RunError(f"limit {file} = {text}: {error.strerror}") from None
+    except OSError as error:
+        if forgiving and error.errno == errno.EINVAL and ".limit_in_bytes" in file:
+            return False
+        hint = "processors and nodes must be among those of the parent group"
+        raise RunError(
+            f"limit {file.removeprefix(OPTIONAL)} = {text}: {error.strerror}",
+            hint if file.startswith("cpuset") else "",
+        ) from None
+    return True
 
 
 def directory_of(plan: CgroupPlan, group: str, controller: str) -> str:

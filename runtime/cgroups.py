@@ -19,17 +19,22 @@ from __future__ import annotations
 import os
 import stat
 
-from runtime.cgroupfs import OUTER, PREFIX, read
+from runtime.cgroupfs import OPTIONAL, OUTER, PREFIX, read
 from runtime.errors import RunError
 from runtime.plan import CgroupPlan
 from runtime.record import Record
 from runtime.values import integer, real, size
+from runtime.volumes import parse_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.request import RunRequest
 
 _PERIOD = 100_000
+_UNLIMITED = ("0", "-1")
+#: Devices that every container has, its terminals, and nodes of any (which open nothing).
+_DEVICES = ("c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm",
+            "c 5:0 rwm", "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm")  # fmt: skip
 
 
 class Host(Record):
@@ -110,23 +115,24 @@ def _device(text: str, what: str) -> tuple[str, str]:
     return f"{os.major(number)}:{os.minor(number)}", value
 
 
-def wanted(request: RunRequest) -> list[Limit]:
-    """The limits of a request.
+def wanted(request: RunRequest, *, change: bool = False) -> list[Limit]:
+    """The limits of a request; ``change``: of a container that runs, where one may be lifted.
 
     Raises:
         RunError: a value that is not understood.
     """
-    return [*_cpu(request), *_memory(request), *_others(request), *_io(request)]
+    cpu, memory = _cpu(request, change), _memory(request, change)
+    return [*cpu, *memory, *_others(request, change), *_devices(request), *_io(request)]
 
 
-def _cpu(request: RunRequest) -> list[Limit]:
+def _cpu(request: RunRequest, change: bool) -> list[Limit]:
     found: list[Limit] = []
     if request.cpus and (request.cpu_quota or request.cpu_period):
         raise RunError("--cpus and --cpu-quota/--cpu-period contradict each other")
+    period = _PERIOD
+    if request.cpu_period:
+        period = integer(request.cpu_period, "--cpu-period", 1000, 1_000_000)
     if request.cpus or request.cpu_quota:
-        period = _PERIOD
-        if request.cpu_period:
-            period = integer(request.cpu_period, "--cpu-period", 1000, 1_000_000)
         if request.cpus:
             quota = max(1000, int(real(request.cpus, "--cpus", 0.01, 4096) * period))
         else:
@@ -134,6 +140,11 @@ def _cpu(request: RunRequest) -> list[Limit]:
         v1 = (("cpu.cfs_period_us", str(period)), ("cpu.cfs_quota_us", str(quota)))
         v2 = (("cpu.max", f"{'max' if quota < 0 else quota} {period}"),)
         found.append(("--cpus" if request.cpus else "--cpu-quota", "cpu", "cpu", v1, v2))
+    elif request.cpu_period:
+        if change:
+            raise RunError("--cpu-period alone changes nothing", "give --cpu-quota with it")
+        alone, unlimited = (("cpu.cfs_period_us", str(period)),), (("cpu.max", f"max {period}"),)
+        found.append(("--cpu-period", "cpu", "cpu", alone, unlimited))
     if request.cpu_shares:
         shares = integer(request.cpu_shares, "--cpu-shares", 2, 262144)
         weight = 1 + (shares - 2) * 9999 // 262142
@@ -150,12 +161,22 @@ def _cpu(request: RunRequest) -> list[Limit]:
     return found
 
 
-def _memory(request: RunRequest) -> list[Limit]:
+def _memory(request: RunRequest, change: bool) -> list[Limit]:
     found: list[Limit] = []
-    memory = size(request.memory, "--memory") if request.memory else 0
+    memory = 0
+    if request.memory and request.memory not in _UNLIMITED:
+        memory = size(request.memory, "--memory")
     if memory:
-        v1, v2 = (("memory.limit_in_bytes", str(memory)),), (("memory.max", str(memory)),)
-        found.append(("--memory", "memory", "memory", v1, v2))
+        v1 = [("memory.limit_in_bytes", str(memory))]
+        v2 = [("memory.max", str(memory))]
+        if not request.memory_swap:  # as engines do: as much swap as memory, where it is counted
+            v1.append((f"{OPTIONAL}memory.memsw.limit_in_bytes", str(2 * memory)))
+            v2.append((f"{OPTIONAL}memory.swap.max", str(memory)))
+        found.append(("--memory", "memory", "memory", tuple(v1), tuple(v2)))
+    elif request.memory and change:
+        both = ((f"{OPTIONAL}memory.memsw.limit_in_bytes", "-1"), ("memory.limit_in_bytes", "-1"))
+        none = ((f"{OPTIONAL}memory.swap.max", "max"), ("memory.max", "max"))
+        found.append(("--memory", "memory", "memory", both, none))
     if request.memory_swap:
         if not memory:
             raise RunError("--memory-swap needs --memory")
@@ -163,36 +184,57 @@ def _memory(request: RunRequest) -> list[Limit]:
         total = 0 if unlimited else size(request.memory_swap, "--memory-swap")
         if not unlimited and total < memory:
             raise RunError("--memory-swap counts memory and swap: it cannot be below --memory")
-        v1 = (("memory.memsw.limit_in_bytes", "-1" if unlimited else str(total)),)
-        v2 = (("memory.swap.max", "max" if unlimited else str(total - memory)),)
-        found.append(("--memory-swap", "memory", "memory", v1, v2))
+        old = (("memory.memsw.limit_in_bytes", "-1" if unlimited else str(total)),)
+        new = (("memory.swap.max", "max" if unlimited else str(total - memory)),)
+        found.append(("--memory-swap", "memory", "memory", old, new))
     if request.memory_reservation:
-        low = size(request.memory_reservation, "--memory-reservation")
-        v1 = (("memory.soft_limit_in_bytes", str(low)),)
-        v2 = (("memory.low", str(low)),)
-        found.append(("--memory-reservation", "memory", "memory", v1, v2))
+        low = str(size(request.memory_reservation, "--memory-reservation"))
+        soft = (("memory.soft_limit_in_bytes", low),)
+        found.append(("--memory-reservation", "memory", "memory", soft, (("memory.low", low),)))
     return found
 
 
-def _others(request: RunRequest) -> list[Limit]:
+def _others(request: RunRequest, change: bool) -> list[Limit]:
     found: list[Limit] = []
-    if request.pids_limit and request.pids_limit not in ("-1", "0"):
-        most = str(integer(request.pids_limit, "--pids-limit", 1))
+    unlimited = request.pids_limit in _UNLIMITED
+    if request.pids_limit and (change or not unlimited):
+        most = "max" if unlimited else str(integer(request.pids_limit, "--pids-limit", 1))
         found.append(("--pids-limit", "pids", "pids", (("pids.max", most),), (("pids.max", most),)))
     for text in request.hugetlb:
         page, _, value = text.partition(":")
         amount = str(size(value, f"--hugetlb {text}"))
         v1 = ((f"hugetlb.{page}.limit_in_bytes", amount),)
         found.append(("--hugetlb", "hugetlb", "hugetlb", v1, ((f"hugetlb.{page}.max", amount),)))
-    rules = []
-    for text in request.device_cgroup_rule:
-        words = text.split()
-        if len(words) != 3 or words[0] not in "abc" or set(words[2]) - set("rwm"):
-            raise RunError(f"--device-cgroup-rule {text}: not understood", "such as: c 42:* rwm")
-        rules.append(("devices.allow", text))
-    if rules:
-        found.append(("--device-cgroup-rule", "devices", "", tuple(rules), ()))
     return found
+
+
+def _devices(request: RunRequest) -> list[Limit]:
+    """Rules as soon as one is asked for: then what none allows is refused (devices.rst)."""
+    option = "--device-cgroup-rule" if request.device_cgroup_rule else ""
+    allowed = [_checked_rule(text) for text in request.device_cgroup_rule]
+    for text in request.device:
+        source, _, access = parse_device(text)
+        if not {"r", "w"} <= set(access):
+            option = option or f"--device {text}"
+        found = os.stat(source)
+        kind = "b" if stat.S_ISBLK(found.st_mode) else "c"
+        number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+        allowed.append(f"{kind} {number} {access}")
+    if not option:
+        return []
+    rules = tuple(("devices.allow", text) for text in (*_DEVICES, *allowed))
+    return [(option, "devices", "", (("devices.deny", "a"), *rules), ())]
+
+
+def _checked_rule(text: str) -> str:
+    words = text.split()
+    numbers = words[1].split(":") if len(words) == 3 else []
+    known = len(numbers) == 2 and all(
+        part == "*" or (part.isascii() and part.isdigit()) for part in numbers
+    )
+    if not known or words[0] not in ("a", "b", "c") or set(words[2]) - set("rwm"):
+        raise RunError(f"--device-cgroup-rule {text}: not understood", "such as: c 42:* rwm")
+    return text
 
 
 def _io(request: RunRequest) -> list[Limit]:
@@ -219,13 +261,17 @@ def _io(request: RunRequest) -> list[Limit]:
 # -- whether it can be had ------------------------------------------------------------
 
 
-def plan(request: RunRequest, container: str, root: bool) -> CgroupPlan | None:
+def plan(
+    request: RunRequest, container: str, root: bool, *, change: bool = False
+) -> CgroupPlan | None:
     """What to make and write for a container; None if nothing needs a cgroup.
+
+    ``change``: it has groups already, and runs.
 
     Raises:
         RunError: a limit that cannot be enforced here.
     """
-    limits = wanted(request)
+    limits = wanted(request, change=change)
     if not limits and not request.cgroup_parent and not is_unified():
         return None
     host = ask()
@@ -311,12 +357,14 @@ def _files(where: str, files: tuple[tuple[str, str], ...]) -> tuple[tuple[str, s
     """The files to write, the first of alternatives that exists; or the name of one missing."""
     chosen = []
     for names, text in files:
-        alternatives = names.split("|")
+        alternatives = names.removeprefix(OPTIONAL).split("|")
         there = [
             file
             for file in alternatives
             if os.path.exists(f"{where}/{file}") or _in_children(where, file)
         ]
+        if not there and names.startswith(OPTIONAL):
+            continue
         if not there:
             return alternatives[-1]
         chosen.append((there[0], text))
@@ -358,7 +406,7 @@ def _plan_v2(request: RunRequest, limits: list[Limit], host: Host, name: str) ->
     used: set[str] = set()
     for option, _, controller, _, files in limits:
         if not controller:
-            hint = "devices are bound one by one with --device"
+            hint = "devices are bound one by one, for reading and writing, with --device"
             _refuse(option, "cgroup v2 has no device rules without BPF", hint, request, warnings)
             continue
         if controller not in available:

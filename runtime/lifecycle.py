@@ -207,9 +207,10 @@ def replan(container: state.Container, root: str) -> Plan:
     plan, _, _ = prepare.make_plan(
         request, container, image, source, state.Containers(root), facts.ask()
     )
-    container.save_config(
-        {**container.config, "ports": [list(port) for port in plan.network.ports]}
-    )
+    ports = [list(port) for port in plan.network.ports]
+    # The groups of its last run are gone, those that a pause or an update made among them.
+    groups = plan.cgroup.to_data() if plan.cgroup is not None else None
+    container.save_config({**container.config, "ports": ports, "cgroup": groups})
     return plan
 
 

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.plan import CgroupPlan
+    from runtime.request import RunRequest
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGESIZE")
+_PASSES = 1000
 
 
 def _running(word: str, root: str) -> state.Container:
@@ -238,10 +240,30 @@ def _late_freezer(container: state.Container) -> CgroupPlan | None:
         controllers=(f"freezer:{place}",),
     )
     cgroupfs.create(plan)
-    for entry in processes(container):
-        cgroupfs.enter(plan, entry["Pid"], 0)
+    _move_all(container, plan, 0)
     container.save_config({**container.config, "cgroup": plan.to_data()})
     return plan
+
+
+def _move_all(container: state.Container, plan: CgroupPlan, union: int) -> None:
+    """Every process of a container into groups; again until none was born outside meanwhile.
+
+    Raises:
+        RunError: not permitted, or they are born faster than they can be moved.
+    """
+    moved: set[int] = set()
+    for _ in range(_PASSES):
+        pids = {int(entry["Pid"]) for entry in processes(container)} - moved
+        if not pids:
+            return
+        for pid in pids:
+            try:
+                cgroupfs.enter(plan, pid, union)
+            except RunError:
+                if os.path.exists(f"/proc/{pid}"):
+                    raise
+        moved |= pids
+    raise RunError("the container's processes are born faster than they can be moved to a cgroup")
 
 
 def _set_all(rest: list[str], root: str, value: bool) -> int:
@@ -278,12 +300,16 @@ def update(options: dict[str, Any], rest: list[str], root: str) -> int:
         raise RunError("nothing to change", "pyrun update --help")
     for word in rest:
         container = state.Containers(root).find(word)
-        request = stored_request(container).replace(**options)
+        request = _updated(stored_request(container), options)
         prepare.check(request)
+        cgroups.wanted(request)
         asked = RunRequest(**{**options, "cgroup_parent": request.cgroup_parent})
-        if options.get("memory_swap") and not options.get("memory"):
-            asked = asked.replace(memory=request.memory)
-        new = cgroups.plan(asked, container.id, facts.ask().root)
+        if options.get("memory_swap") or options.get("memory"):
+            asked = asked.replace(memory=request.memory, memory_swap=request.memory_swap)
+        if "cpu_quota" in options or "cpu_period" in options:
+            asked = asked.replace(cpu_quota=request.cpu_quota, cpu_period=request.cpu_period)
+        grouped = cgroupfs.stored(container) is not None
+        new = cgroups.plan(asked, container.id, facts.ask().root, change=grouped)
         if container.supervised() and new is not None:
             _update_live(container, new)
         if container.supervised() and "restart" in options:
@@ -291,6 +317,17 @@ def update(options: dict[str, Any], rest: list[str], root: str) -> int:
         container.save_config({**container.config, "request": request.to_data()})
         sys.stdout.write(f"{word}\n")
     return 0
+
+
+def _updated(request: RunRequest, options: dict[str, Any]) -> RunRequest:
+    """A stored request with changes; what contradicts one of them is gone."""
+    if "cpus" in options:
+        request = request.replace(cpu_quota="", cpu_period="")
+    elif "cpu_quota" in options or "cpu_period" in options:
+        request = request.replace(cpus="")
+    if options.get("memory") in ("0", "-1"):
+        request = request.replace(memory_swap="")
+    return request.replace(**options)
 
 
 def _update_live(container: state.Container, new: CgroupPlan) -> None:
@@ -305,8 +342,7 @@ def _update_live(container: state.Container, new: CgroupPlan) -> None:
         answer, fds = console.ask(container.directory, {"op": "namespaces"})
         for fd in fds:
             os.close(fd)
-        for entry in processes(container):
-            cgroupfs.enter(moved, entry["Pid"], int(answer["union"]))
+        _move_all(container, moved, int(answer["union"]))
         total = (*(old.controllers if old is not None else ()), *added)
         plan = new.replace(controllers=total)
         container.save_config({**container.config, "cgroup": plan.to_data()})
