@@ -31,7 +31,7 @@ def open_any(path: str, stack: ExitStack) -> int:
     return fd
 
 
-def open_seekable(path: str, stack: ExitStack) -> int:
+def open_seekable(path: str, stack: ExitStack, limits: Limits) -> int:
     """As ``open_any``, uncompressed and seekable: through a file without a name if need be."""
     fd = open_any(path, stack)
     regular = stat.S_ISREG(os.fstat(fd).st_mode)
@@ -40,7 +40,7 @@ def open_seekable(path: str, stack: ExitStack) -> int:
     # A temporary directory is often kept in memory; images are large.
     where = os.environ.get("TMPDIR") or "/var/tmp"
     spool = stack.enter_context(tempfile.TemporaryFile(dir=where))  # noqa: SIM115
-    for piece in inflate(read_chunks(fd), Limits()):
+    for piece in inflate(read_chunks(fd), limits):
         spool.write(piece)
     spool.flush()
     return spool.fileno()

@@ -85,6 +85,7 @@ def assemble(
     digest = _Digest(progress)
     skeleton = Skeleton()
     entries: list[Entry] = []
+    held = 0
     pad = b""
     try:
         for entry, data in members:
@@ -92,6 +93,8 @@ def assemble(
                 rules.clean_path(entry.path, "a name")
             rules.check_member(entry, entry.path, limits)
             bound(len(entries), limits.entries, "members")
+            held += rules.weight(entry)
+            bound(held, limits.held, "bytes of names and attributes")
             raw = pad + header(entry)
             digest.add(raw)
             skeleton.add(raw)

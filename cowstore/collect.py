@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cowstore import digest as digests
 from cowstore.database import OF_NAMED_INDEX, unpack
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 #: Leases that keep the finished layers of an interrupted pull belong to this "session".
 RESUME = "resume"
+_REALTIME_COARSE: Final = 5  # include/uapi/linux/time.h
 
 
 @dataclass(slots=True)
@@ -104,6 +105,7 @@ class _Marked:
 @contextlib.contextmanager
 def sweeping(store: Store) -> Iterator[str]:
     """A session whose journal makes the next command finish what is interrupted in here."""
+    store.layout.use_reserve()
     session = Session(store.layout)
     with open(session.place(JOURNAL), "w", encoding="ascii"):
         pass
@@ -113,6 +115,7 @@ def sweeping(store: Store) -> Iterator[str]:
         session.abandon()
         raise
     session.close()
+    store.layout.keep_reserve()
 
 
 def collect(store: Store, *, resumable: bool = True, ending: str = "") -> Freed:
@@ -126,7 +129,7 @@ def collect(store: Store, *, resumable: bool = True, ending: str = "") -> Freed:
         with sweeping(store) as name:
             return collect(store, resumable=resumable, ending=name)
     freed = Freed()
-    started = time.time_ns()
+    started = _now_of_files()
     with store.database.write() as db:
         living = dict(living_sessions(store, ending))
         marked = _mark(db, living, resumable)
@@ -150,6 +153,17 @@ def collect(store: Store, *, resumable: bool = True, ending: str = "") -> Freed:
     _sweep_objects(store, marked, freed)
     empty_trash(store)
     return freed
+
+
+def _now_of_files() -> int:
+    """The time, in ns, once files that are touched from now on cannot look older.
+
+    The kernel stamps them by a clock that goes in steps of up to 10 ms (CLOCK_REALTIME_COARSE).
+    """
+    now = time.time_ns()
+    while time.clock_gettime_ns(_REALTIME_COARSE) < now:
+        time.sleep(0.001)
+    return now
 
 
 def _mark(db: sqlite3.Connection, living: dict[str, int], resumable: bool) -> _Marked:

@@ -6,18 +6,20 @@ layer of its own with one history entry. An upper without a change becomes an en
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 import os
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from cowstore import oci
 from cowstore.database import add_blob, add_image, set_name
-from cowstore.errors import StoreError
+from cowstore.errors import NotFound, StoreError, printable
 from cowstore.instructions import apply
 from cowstore.layers import Brought, LayerSource, write_blobs
-from cowstore.locks import Session
+from cowstore.locks import Session, commit_lock
 from cowstore.manifest import Entry
 from cowstore.types import CommitOptions, Image, Snapshot
 from cowstore.upperdir import UpperLayer
@@ -32,6 +34,14 @@ def commit(store: Store, snapshot: Snapshot, name: str | None, options: CommitOp
 
     target = local_name(name) if name is not None else None
     _check_time(options.created)
+    for text in (
+        options.author,
+        options.message,
+        options.created_by,
+        options.cache_key,
+        *options.changes,
+    ):
+        _check_text(text)
     parent = store.resolve(snapshot.image)
     manifest = oci.parse_manifest(store.blob(parent.id))
     config: dict[str, Any] = copy.deepcopy(parent.config)
@@ -39,17 +49,18 @@ def commit(store: Store, snapshot: Snapshot, name: str | None, options: CommitOp
         config["config"] = {}
     apply(config["config"], options.changes)
     root = _root_of(store, parent)
-    with store.session() as session:
+    with store.session() as session, _reading(store, snapshot):
         new: list[Brought] = []
         newest = 0
-        for path in (*reversed(_bases(snapshot)), str(snapshot.upper)):
+        for path in _uppers(snapshot):
             upper = UpperLayer(path, root)
             brought = store.layers.bring(session, LayerSource(members=upper.members))
             newest = max(newest, upper.newest)
             if upper.count:
                 new.append(brought)
         for diff_id in parent.layers:
-            store.database.lease_layer(session.name, diff_id)
+            if not store.database.lease_layer(session.name, diff_id):
+                store.holder_of_layer(diff_id)  # one that is only read has it, or it is gone
         _describe(config, new, newest, options)
         layers = [
             *manifest.layers,
@@ -59,9 +70,27 @@ def commit(store: Store, snapshot: Snapshot, name: str | None, options: CommitOp
     return store.resolve(image)  # its view is made when it is first used
 
 
-def _bases(snapshot: Snapshot) -> list[str]:
-    """Uppers that were frozen by clones, the topmost first."""
-    return [path for path in snapshot.lowers.places if path.split("/")[-3] == "snapshots"]
+def _uppers(snapshot: Snapshot) -> list[str]:
+    """What a snapshot changed, the lowest first: uppers that were frozen by clones, and its own.
+
+    The image's own place is the last of the lowers.
+    """
+    return [*reversed(snapshot.lowers.places[:-1]), str(snapshot.upper)]
+
+
+@contextlib.contextmanager
+def _reading(store: Store, snapshot: Snapshot) -> Iterator[None]:
+    """Nobody removes the snapshot meanwhile.
+
+    Raises:
+        NotFound: somebody has.
+    """
+    with contextlib.ExitStack() as stack:
+        if snapshot.id and not store.layout.read_only:  # without an id it is none of the store's
+            stack.enter_context(commit_lock(store.layout, snapshot.id))
+        if not os.path.isdir(snapshot.upper):
+            raise NotFound(f"no snapshot is called {snapshot.id}", "cowstore snapshot list")
+        yield
 
 
 def _root_of(store: Store, parent: Image) -> Entry:
@@ -73,6 +102,14 @@ def _root_of(store: Store, parent: Image) -> Entry:
         return view.root_entry()
     finally:
         view.close()
+
+
+def _check_text(text: str) -> None:
+    """Raises ``StoreError`` for what a configuration, which is JSON, cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise StoreError(f"{printable(text)}: no UTF-8") from None
 
 
 def _check_time(text: str | None) -> None:
@@ -119,7 +156,8 @@ def _describe(
     shared = {"created": created, "created_by": "cowstore snapshot clone"}
     history: list[dict[str, Any]] = [dict(shared) for _ in new[:-1]]
     history.append(entry if new else {**entry, "empty_layer": True})
-    config["history"] = [*(config.get("history") or []), *history]
+    before = config.get("history")
+    config["history"] = [*(before if isinstance(before, list) else []), *history]
 
 
 def _record(
@@ -171,9 +209,10 @@ def staged_entries(store: Store, session: Session, snapshot: Snapshot) -> list[l
 
     stager = Stager(store.layout, session)
     try:
-        return [
-            assemble(stager, UpperLayer(path).members(), Limits()).entries
-            for path in (*reversed(_bases(snapshot)), str(snapshot.upper))
-        ]
+        with _reading(store, snapshot):
+            return [
+                assemble(stager, UpperLayer(path).members(), Limits()).entries
+                for path in _uppers(snapshot)
+            ]
     finally:
         stager.close()

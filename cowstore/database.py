@@ -11,7 +11,7 @@ import os
 import time
 from _thread import RLock
 
-from cowstore.errors import Damaged, StoreError
+from cowstore.errors import Damaged, NotFound, StoreError, printable
 from cowstore.layout import Layout
 
 TYPE_CHECKING = False
@@ -92,12 +92,7 @@ def connect(layout: Layout, *, durable: bool = True) -> sqlite3.Connection:
         if layout.read_only:
             if not os.path.exists(path):
                 raise StoreError(f"{layout.root}: nothing was ever brought into this store")
-            # immutable: on a read-only mount neither locks nor a -shm file can be made.
-            quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-            db = sqlite3.connect(
-                f"file:{quoted}?mode=ro&immutable=1", uri=True, isolation_level=None,
-                check_same_thread=False,
-            )  # fmt: skip
+            db = _open_to_read(path)
             if (found := _version(db)) != VERSION:
                 db.close()
                 raise _other_version(path, found)
@@ -108,6 +103,34 @@ def connect(layout: Layout, *, durable: bool = True) -> sqlite3.Connection:
             db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
     except sqlite3.DatabaseError as error:
         raise _told(error, path) from None
+    return db
+
+
+def _open_to_read(path: str) -> sqlite3.Connection:
+    """A database that is never written: without locks, unless something is left in its log.
+
+    On a read-only mount neither locks nor a -shm file can be made; ``immutable`` needs none, and
+    would not see what is in the log.
+    """
+    try:
+        unfinished = os.stat(f"{path}-wal").st_size > 0
+    except FileNotFoundError:
+        unfinished = False
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    how = "mode=ro" if unfinished else "mode=ro&immutable=1"
+    db = sqlite3.connect(
+        f"file:{quoted}?{how}", uri=True, isolation_level=None, check_same_thread=False
+    )
+    try:
+        _version(db)
+    except sqlite3.OperationalError:
+        db.close()
+        if not unfinished:
+            raise
+        raise StoreError(
+            f"{path}: somebody is writing to this store, or was cut off",
+            "whom it belongs to runs any command on it: cowstore images",
+        ) from None
     return db
 
 
@@ -152,9 +175,19 @@ def _told(error: sqlite3.Error, path: str) -> StoreError:
         return StoreError(f"{path}: busy", "another cowstore has been writing for half a minute")
     if "malformed" in text or "not a database" in text:
         return Damaged(f"{path}: damaged ({text})", "cowstore fsck --repair")
-    if "full" in text:
-        return StoreError(f"{path}: no space left on device")
+    if "full" in text or ("disk I/O" in text and _is_full(os.path.dirname(path))):
+        return StoreError(f"{path}: no space left on device", "cowstore gc and rmi free some")
     return StoreError(f"{path}: {text}")
+
+
+def _no_text(error: UnicodeEncodeError) -> NotFound:
+    """Of words from a command line that are no UTF-8, which no row can hold."""
+    return NotFound(f"nothing is called {printable(error.object)}: no UTF-8")
+
+
+def _is_full(path: str) -> bool:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize < 1 << 20
 
 
 class Database:
@@ -195,6 +228,8 @@ class Database:
         try:
             with self._lock:
                 return self.db.execute(query, values).fetchall()
+        except UnicodeEncodeError as error:
+            raise _no_text(error) from None
         except sqlite3.Error as error:
             raise _told(error, self.layout.path("store.db")) from None
 
@@ -277,6 +312,8 @@ class Transaction:
             self._lock.release()
         if isinstance(error, sqlite3.Error):
             raise _told(error, self._path) from None
+        if isinstance(error, UnicodeEncodeError):
+            raise _no_text(error) from None
 
 
 def add_layer(db: sqlite3.Connection, diff_id: str, size: int, content: int, entries: int) -> None:
@@ -298,11 +335,13 @@ def add_blob(
     compression: str | None = None,
     source: str | None = None,
 ) -> None:
-    """Record a blob; what is known of it already is kept."""
+    """Record a blob. ``diff_id`` and ``kept`` are of one that was read: those words go first."""
     db.execute(
         "INSERT INTO blobs VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET"
-        " kept=max(kept, excluded.kept), diff_id=coalesce(diff_id, excluded.diff_id),"
-        " compression=coalesce(compression, excluded.compression),"
+        " size=CASE WHEN excluded.kept OR excluded.diff_id IS NOT NULL THEN excluded.size"
+        " ELSE size END,"
+        " kept=max(kept, excluded.kept), diff_id=coalesce(excluded.diff_id, diff_id),"
+        " compression=coalesce(excluded.compression, compression),"
         " source=coalesce(excluded.source, source)",
         (digest, size, media_type, diff_id, compression, int(kept), source),
     )

@@ -211,11 +211,11 @@ def export(
     if ref.transport == "docker":
         return store.push(image.id, ref, progress=progress)
     if ref.transport == "rootfs":
-        _write_file(ref.place, _rootfs(store, image, ref.place))
+        _write_target(ref.place, _rootfs(store, image, ref.place))
         return ""
     with ExitStack() as stack:
         if ref.transport == "docker-archive":
-            _write_file(ref.place, _docker_archive(store, image, ref.tag, progress))
+            _write_target(ref.place, _docker_archive(store, image, ref.tag, progress))
             return image.id
         if ref.transport not in ("oci", "oci-archive"):
             raise StoreError(
@@ -302,8 +302,11 @@ def _pack_index(
     return described
 
 
-def _write_file(path: str, pieces: Iterator[bytes]) -> None:
-    """Write a file wholly or not at all; ``-`` is standard output."""
+def _write_target(path: str, pieces: Iterator[bytes]) -> None:
+    """Write where somebody wants it: ``-`` is standard output; a pipe or device is written to.
+
+    A symlink stays one: what it leads to is replaced.
+    """
     if path == "-":
         if sys.stdout.isatty():
             raise StoreError("an archive is not for a terminal", "redirect it, or name a file")
@@ -311,6 +314,26 @@ def _write_file(path: str, pieces: Iterator[bytes]) -> None:
             sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
+    real = os.path.realpath(path)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        mode = stat.S_IFREG  # nothing there yet, or nothing to be had: told when it is written
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        _write_file(real, pieces)
+        return
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CLOEXEC), "wb") as file:
+            for data in pieces:
+                file.write(data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None
+
+
+def _write_file(path: str, pieces: Iterator[bytes]) -> None:
+    """Write a file wholly or not at all."""
     _check_parent(path)
     draft = f"{path}.{os.urandom(4).hex()}.part"
     try:
@@ -359,7 +382,7 @@ def _deliver(
     if ref.transport == "oci":
         _to_layout(top, blobs, ref.place, ref.tag, progress)
     else:
-        _write_file(ref.place, _oci_archive(top, blobs, ref.tag, progress))
+        _write_target(ref.place, _oci_archive(top, blobs, ref.tag, progress))
 
 
 def _index_entry(top: oci.Descriptor, tag: str) -> dict[str, Any]:

@@ -208,6 +208,7 @@ def bound(value: int, limit: int, what: str) -> None:
 def _entries(
     reader: TarReader, stager: Stager, tree: _LayerTree, limits: Limits, skeleton: Skeleton
 ) -> Iterator[Entry]:
+    held = 0
     for count, member in enumerate(reader):
         path = rules.clean_path(member.name, "a name in the archive")
         rules.check_member(member, path, limits)
@@ -221,7 +222,10 @@ def _entries(
         skeleton.add(member.raw)
         bound(count, limits.entries, "members")
         bound(skeleton.size, limits.raw, "bytes between files")
-        yield _entry(member, path, target, _content(member, reader, stager))
+        entry = _entry(member, path, target, _content(member, reader, stager))
+        held += rules.weight(entry)
+        bound(held, limits.held, "bytes of names and attributes")
+        yield entry
 
 
 def _content(member: Member, reader: TarReader, stager: Stager) -> str:

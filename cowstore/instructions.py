@@ -55,9 +55,13 @@ def _command(text: str) -> list[str]:
 def _pairs(text: str) -> dict[str, str]:
     """``A=1 B=2``, or the old form ``A 1``."""
     words = _words(text)
-    if "=" not in words[0]:
+    if words and words[0] and "=" not in words[0] and not text.startswith(("[", '"', "'")):
         key, _, value = text.partition(" ")
+        if not value:
+            raise StoreError(f"{text!r}: expected NAME=VALUE")
         return {key: value.strip()}
+    if not words:
+        raise StoreError(f"{text!r}: expected NAME=VALUE")
     pairs = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -76,26 +80,37 @@ def _apply(config: dict[str, Any], word: str, text: str) -> None:
         case "ENV":
             set_environment(config, _pairs(text))
         case "LABEL":
-            config["Labels"] = {**(config.get("Labels") or {}), **_pairs(text)}
+            config["Labels"] = {**_table(config, "Labels"), **_pairs(text)}
         case "EXPOSE":
             ports: dict[str, Any] = {p if "/" in p else f"{p}/tcp": {} for p in _words(text)}
-            config["ExposedPorts"] = {**(config.get("ExposedPorts") or {}), **ports}
+            config["ExposedPorts"] = {**_table(config, "ExposedPorts"), **ports}
         case "VOLUME":
             volumes: dict[str, Any] = {path: {} for path in _words(text)}
-            config["Volumes"] = {**(config.get("Volumes") or {}), **volumes}
+            config["Volumes"] = {**_table(config, "Volumes"), **volumes}
         case "WORKDIR":
             above = str(config.get("WorkingDir") or "/")
             config["WorkingDir"] = text if text.startswith("/") else f"{above.rstrip('/')}/{text}"
         case "ONBUILD":
-            config["OnBuild"] = [*(config.get("OnBuild") or []), text]
+            config["OnBuild"] = [*_list(config, "OnBuild"), text]
         case _:
             config["StopSignal" if word == "STOPSIGNAL" else "User"] = text
+
+
+def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """What a stranger's configuration has there, if it is what belongs there."""
+    found = config.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _list(config: dict[str, Any], key: str) -> list[Any]:
+    found = config.get(key)
+    return found if isinstance(found, list) else []
 
 
 def set_environment(config: dict[str, Any], pairs: dict[str, str]) -> None:
     """Set variables of ``Env``, each in the place it had."""
     found: dict[str, str] = {}
-    for item in config.get("Env") or []:
+    for item in _list(config, "Env"):
         key, _, value = str(item).partition("=")
         found[key] = value
     config["Env"] = [f"{key}={value}" for key, value in {**found, **pairs}.items()]

@@ -125,11 +125,12 @@ class Layers:
     def _note_blob(self, source: LayerSource) -> None:
         if source.digest is None or source.digest == source.diff_id:
             return
-        if self.database.layer_of_blob(source.digest) is None:
+        if not self.database.row("SELECT 1 FROM blobs WHERE digest=?", source.digest):
             with self.database.write() as db:
+                # Nobody has read it: that it holds this layer is a claim of the manifest.
                 add_blob(
                     db, source.digest, source.size or 0, source.media_type, kept=False,
-                    diff_id=source.diff_id, source=source.origin or None,
+                    source=source.origin or None,
                 )  # fmt: skip
 
     def _take(
@@ -328,6 +329,7 @@ def move_blob(layout: Layout, draft: str, digest: str) -> None:
     """Give a whole blob its place."""
     path = layout.blob(digest)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    os.utime(draft)  # one that began to come earlier is as young as the session that uses it
     os.rename(draft, path)
 
 

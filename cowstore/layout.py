@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from typing import Final
 
 FORMAT: Final = b"cowstore 1\n"
+#: Bytes that are kept free for removing something when the disk is full.
+_RESERVE: Final = 256 << 10
 _DIRECTORIES: Final = (
     "blobs/sha256",
     "objects",
@@ -127,7 +129,11 @@ class Layout:
 
         os.makedirs(self.root, 0o700, exist_ok=True)
         present = set(os.listdir(self.root))
-        if present - {"format", "store.db", "lost+found"} - {d.split("/")[0] for d in _DIRECTORIES}:
+        if (
+            present
+            - {"format", "store.db", "lost+found", "reserve"}
+            - {d.split("/")[0] for d in _DIRECTORIES}
+        ):
             raise StoreError(f"{self.root}: not empty, and not a store", "choose another --root")
         os.chmod(self.root, 0o700)
         for name in _DIRECTORIES:
@@ -140,6 +146,30 @@ class Layout:
         with open(draft, "wb") as file:
             file.write(FORMAT)
         os.rename(draft, self.path("format"))
+        self.keep_reserve()
+
+    def keep_reserve(self) -> None:
+        """Keep some room, so that something can be removed from a full disk."""
+        path = self.path("reserve")
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return  # it is there, or even that is too much
+        try:
+            os.posix_fallocate(fd, 0, _RESERVE)
+        except OSError:
+            os.unlink(path)
+        finally:
+            os.close(fd)
+
+    def use_reserve(self) -> None:
+        """Give it up if it is needed; ``keep_reserve`` afterwards."""
+        found = os.statvfs(self.root)
+        if found.f_bavail * found.f_frsize < _RESERVE:
+            import contextlib
+
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path("reserve"))
 
 
 def fsync_directory(path: str) -> None:

@@ -164,6 +164,19 @@ def boot_id() -> str:
         return "0" * 32
 
 
+def commit_lock(layout: Layout, snapshot: str, *, removing: bool = False) -> Lock:
+    """What a reader of a snapshot's changes holds while it reads; and who removes it, alone.
+
+    Raises:
+        StoreError: it is being read.
+    """
+    path = layout.path("locks", f"commit-{snapshot}")
+    lock = Lock.acquire(path, shared=not removing, wait=not removing)
+    if lock is None:
+        raise StoreError(f"snapshot {snapshot} is being committed", "try again when that is done")
+    return lock
+
+
 def check_snapshot_free(layout: Layout, snapshot: str) -> Lock:
     """The lock of a snapshot that nobody has mounted.
 

@@ -63,7 +63,12 @@ def hold(store: Store, what: Snapshot | Image) -> Lock | Session | None:
         return None
     session = Session(store.layout)
     for diff_id in dict.fromkeys(what.layers):
-        store.database.lease_layer(session.name, diff_id)
+        if not store.database.lease_layer(session.name, diff_id):
+            try:
+                store.holder_of_layer(diff_id)  # one that is only read has it
+            except StoreError:
+                session.close()
+                raise
     return session
 
 

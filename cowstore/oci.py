@@ -103,13 +103,15 @@ def descriptor(value: object, what: str) -> Descriptor:
     if not isinstance(value, dict):
         raise Refused(f"{what} is not a descriptor")
     size = value.get("size")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise Refused(f"{what} has no size")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 63:
+        raise Refused(f"{what} has no size, or one that nothing has")
     digest = digests.check(value.get("digest"), what)
     media_type = value.get("mediaType", "")
     notes, platform = value.get("annotations") or {}, value.get("platform") or {}
     if not (isinstance(media_type, str) and isinstance(notes, dict) and isinstance(platform, dict)):
         raise Refused(f"{what} is malformed")
+    if not all(isinstance(value, str) for value in notes.values()):
+        raise Refused(f"{what} has an annotation that is no text")
     return Descriptor(media_type, digest, size, notes, platform)
 
 

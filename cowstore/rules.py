@@ -33,6 +33,7 @@ class Limits:
         file: bytes of one file, holes included.
         entries: members of one layer.
         raw: bytes of headers and padding in one layer.
+        held: bytes of names, targets, attributes and maps in one layer, which memory must hold.
     """
 
     ratio: int = 200
@@ -41,6 +42,7 @@ class Limits:
     file: int = 1 << 44
     entries: int = 5_000_000
     raw: int = 8 << 30
+    held: int = 256 << 20
 
 
 def clean_path(name: bytes, what: str) -> bytes:
@@ -130,11 +132,19 @@ def _check_xattrs(member: Member | Entry, path: bytes) -> None:
     for name, value in member.xattrs:
         if not name or len(name) > 255 or b"\0" in name or b"." not in name:
             raise Refused(f"{_show(path)}: an extended attribute's name is malformed")
+        if b"=" in name:  # in pax that ends the name: what comes back would be another
+            raise Refused(f"{_show(path)}: no archive can hold the attribute {_show(name)}")
         if len(value) > 65536:
             raise Refused(f"{_show(path)}: an extended attribute of more than 64 KiB")
         total += len(name) + 1
     if total > 65536:
         raise Refused(f"{_show(path)}: more extended attributes than Linux can list")
+
+
+def weight(entry: Entry) -> int:
+    """Bytes of a member that grow with what it says, as ``Limits.held`` counts them."""
+    size = len(entry.path) + len(entry.target) + 16 * len(entry.sparse)
+    return size + sum(len(name) + len(value) for name, value in entry.xattrs)
 
 
 def link_target(member: Member, path: bytes) -> bytes:

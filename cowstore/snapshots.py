@@ -15,7 +15,7 @@ import time
 from cowstore.database import pack, unpack
 from cowstore.errors import NotFound, StoreError
 from cowstore.layout import owns_all
-from cowstore.locks import JOURNAL, check_snapshot_free
+from cowstore.locks import JOURNAL, check_snapshot_free, commit_lock
 from cowstore.types import Image, Lowers, Snapshot, escaped
 
 TYPE_CHECKING = False
@@ -305,9 +305,13 @@ def remove(store: Store, id: str) -> None:
     from cowstore.collect import empty_trash, to_trash
     from cowstore.quota import forget, project_of
 
+    store.layout.use_reserve()
     row = store.database.row("SELECT id FROM snapshots WHERE id=?", id)
     name = row[0] if row else find(store, id).id
-    with check_snapshot_free(store.layout, name) as lock:
+    with (
+        check_snapshot_free(store.layout, name) as lock,
+        commit_lock(store.layout, name, removing=True) as reading,
+    ):
         with store.session() as session:
             # A crash between row and directories leaves them to the sweep, which a journal calls.
             with open(session.place(JOURNAL), "w", encoding="ascii"):
@@ -319,7 +323,9 @@ def remove(store: Store, id: str) -> None:
             projects = {project_of(store.layout.snapshot(place)) for place in gone} - {0}
             for place in gone:
                 to_trash(store, store.layout.snapshot(place))
+        reading.release(remove=True)
         lock.release(remove=True)
     empty_trash(store)
+    store.layout.keep_reserve()
     for project in projects:
         forget(store.layout.root, project)

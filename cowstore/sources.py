@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,6 +20,7 @@ from cowstore import oci
 from cowstore.codec import read_chunks
 from cowstore.errors import NotFound, Refused, StoreError
 from cowstore.layers import LayerSource
+from cowstore.rules import Limits
 from cowstore.tar import ByteSource, TarReader
 from cowstore.types import ImageRef
 
@@ -110,11 +111,11 @@ class DirectoryPlace:
 class ArchivePlace:
     """Members of a tar archive by name; a compressed one is inflated to a file first."""
 
-    def __init__(self, path: str, stack: ExitStack) -> None:
+    def __init__(self, path: str, stack: ExitStack, limits: Limits) -> None:
         from cowstore.archives import open_seekable
 
         self.path = path
-        self._fd = open_seekable(path, stack)
+        self._fd = open_seekable(path, stack, limits)
         self.members: dict[str, tuple[int, int]] = {}
         self.links: dict[str, str] = {}
         self._index()
@@ -457,9 +458,17 @@ def _v1_image(place: ArchivePlace, top: str, name: str) -> Found:
 
 
 def open_source(
-    ref: ImageRef, stack: ExitStack, platform: str | None = None, *, everything: bool = False
+    ref: ImageRef,
+    stack: ExitStack,
+    platform: str | None = None,
+    *,
+    everything: bool = False,
+    limits: Limits | None = None,
+    hidden: Sequence[str] = (),
 ) -> list[Found]:
     """What is at a place that is no registry; the image asked for first.
+
+    ``hidden``: directories that are no part of any tree: the stores.
 
     Raises:
         StoreError: nothing is there, or it cannot be read.
@@ -468,10 +477,11 @@ def open_source(
         place = DirectoryPlace(ref.place, stack)
         return from_layout(place, ref.tag, platform, everything=everything)
     if ref.transport == "oci-archive":
-        archive = ArchivePlace(ref.place, stack)
+        archive = ArchivePlace(ref.place, stack, limits or Limits())
         return from_layout(archive, ref.tag, platform, everything=everything)
     if ref.transport == "docker-archive":
-        return from_docker_archive(ArchivePlace(ref.place, stack), ref.tag)
+        archive = ArchivePlace(ref.place, stack, limits or Limits())
+        return from_docker_archive(archive, ref.tag)
     if ref.transport == "rootfs":
         from cowstore.archives import open_any
 
@@ -481,4 +491,4 @@ def open_source(
         return [Found(layers=[layer], created_by="cowstore import rootfs")]
     from cowstore.treesource import tree_source
 
-    return [tree_source(ref, stack)]
+    return [tree_source(ref, stack, hidden)]

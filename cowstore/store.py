@@ -50,7 +50,9 @@ class Store:
         self.durable = durability != "none"
         self.database = Database(self.layout, durable=self.durable)
         self.others = [
-            Store._reader(os.fspath(other)) for other in stores if os.fspath(other) != root
+            Store._reader(os.fspath(other))
+            for other in stores
+            if os.path.realpath(other) != os.path.realpath(self.layout.root)
         ]
         self._blobs = blobs
         self._limits = limits
@@ -274,7 +276,10 @@ class Store:
         from cowstore.sources import open_source
 
         with ExitStack() as stack, self.session() as session:
-            found = open_source(ref, stack, platform, everything=all_platforms)
+            found = open_source(
+                ref, stack, platform, everything=all_platforms, limits=self._limits,
+                hidden=[store.layout.root for store in self.holders()],
+            )  # fmt: skip
             first = ""
             for item in found:
                 names = [local_name(n) for n in item.names if _is_name(n)]

@@ -2,7 +2,7 @@
 
 The tree becomes a layer's members, sorted by name, so that the same tree gives the same
 digest. ``host:`` leaves out what is no part of a system at rest: other filesystems (``/proc`` and
-the like), and the store itself.
+the like). The stores themselves are in no tree.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
 from cowstore.assemble import Members
@@ -27,8 +27,8 @@ _NO_WALK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LEFT_OUT = ("security.selinux", "security.ima", "security.evm", "security.apparmor")
 
 
-def tree_source(ref: ImageRef, stack: ExitStack) -> Found:
-    """The one layer of a tree.
+def tree_source(ref: ImageRef, stack: ExitStack, stores: Sequence[str] = ()) -> Found:
+    """The one layer of a tree, in which ``stores`` show empty.
 
     Raises:
         StoreError: no directory is there.
@@ -39,9 +39,8 @@ def tree_source(ref: ImageRef, stack: ExitStack) -> Found:
         hint = "rootfs:FILE takes an archive" if error.errno == errno.ENOTDIR else ""
         raise StoreError(f"{ref.place}: {error.strerror}", hint) from None
     stack.callback(os.close, top)
-    hidden = frozenset[tuple[int, int]]()
-    if ref.transport == "host":
-        hidden = frozenset(_identities(_host_hidden()))
+    others = _host_hidden() if ref.transport == "host" else []
+    hidden = frozenset(_identities([*stores, *others]))
     layer = LayerSource(members=lambda: members_of(top, hidden))
     return Found(layers=[layer], created_by=f"cowstore import {ref.transport}")
 

@@ -143,10 +143,14 @@ class UpperLayer:
 
     def _subdirectory(self, fd: int, name: bytes, path: bytes, st: os.stat_result) -> Members:
         where = b"/proc/self/fd/%d/%s" % (fd, name)
-        yield self._emit(self._entry(path, st, where))
-        below = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=fd)
         try:
-            yield from self._directory(below, path, self._marks(where))
+            entry, marks = self._entry(path, st, where), self._marks(where)
+            below = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=fd)
+        except FileNotFoundError:
+            return  # gone since it was listed, as above
+        try:
+            yield self._emit(entry)
+            yield from self._directory(below, path, marks)
         finally:
             os.close(below)
 
@@ -156,12 +160,15 @@ class UpperLayer:
             yield self._emit(Entry(path, LINK, stat.S_IMODE(st.st_mode), target=target))
             return
         where = b"/proc/self/fd/%d/%s" % (fd, name)
-        if stat.S_ISLNK(st.st_mode):
-            yield self._emit(self._entry(path, st, where, os.readlink(name, dir_fd=fd)))
-        elif not stat.S_ISREG(st.st_mode):
-            yield self._emit(self._entry(path, st, where))
+        try:
+            target = os.readlink(name, dir_fd=fd) if stat.S_ISLNK(st.st_mode) else b""
+            entry = self._entry(path, st, where, target)
+        except FileNotFoundError:
+            return
+        if not stat.S_ISREG(st.st_mode):
+            yield self._emit(entry)
         else:
-            yield from self._regular(fd, name, self._entry(path, st, where))
+            yield from self._regular(fd, name, entry)
         if st.st_nlink > 1:
             self._links[st.st_ino] = path
 

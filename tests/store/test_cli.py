@@ -110,6 +110,24 @@ def test_mistakes_are_told_in_a_line(root: Path, words: tuple[str, ...], text: s
     assert all(line.startswith("hint: ") for line in lines[1:])
 
 
+def test_words_that_are_no_utf_8(root: Path) -> None:
+    ok(root, "snapshot", "create", "img", "--id", "s")
+    for words in (
+        ("inspect", "\udcff"), ("history", "\udcff"), ("rmi", "\udcff"),
+        ("mount", "\udcff", "/mnt"),
+        ("tag", "img", "\udcff"), ("export", "\udcff", "rootfs:out"), ("diff", "img", "\udcff"),
+        ("snapshot", "rm", "\udcff"), ("snapshot", "clone", "\udcff"),
+        ("snapshot", "create", "\udcff"), ("snapshot", "create", "img", "--id", "\udcff"),
+        ("snapshot", "commit", "s", "x", "--author", "\udcff"),
+        ("snapshot", "commit", "s", "x", "--message", "\udcff"),
+        ("snapshot", "commit", "s", "x", "--created-by", "\udcff"),
+        ("snapshot", "commit", "s", "x", "--change", "ENV A=\udcff"),
+        ("snapshot", "commit", "s", "x", "--cache-key", "\udcff"),
+    ):  # fmt: skip
+        done = cowstore(root, *words)
+        assert done.returncode == 1 and done.stderr.startswith("error: "), (words, done.stderr)
+
+
 def test_closed_standard_streams(root: Path) -> None:
     command = " ".join(map(shlex.quote, line(root, "images")))
     for closed in (">&-", "<&- >&- 2>&-"):

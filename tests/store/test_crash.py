@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,62 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
         ok(root, "fsck", "--full")
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def test_something_can_be_removed_from_a_full_disk(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts a small tmpfs")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small], check=True)
+    try:
+        (tmp_path / "x.tar").write_bytes(tar([M("large", os.urandom(3 << 20))]))
+        root = small / "s"
+        ok(root, "import", f"rootfs:{tmp_path}/x.tar", "x")
+        ok(root, "snapshot", "create", "x", "--id", "a")
+        with open(small / "fill", "wb", buffering=0) as fill, pytest.raises(OSError, match="space"):
+            while True:
+                fill.write(bytes(4096))
+        full = cowstore(root, "tag", "x", "y")
+        assert full.returncode == 1 and "no space left" in full.stderr, full.stderr
+        ok(root, "snapshot", "rm", "a")
+        ok(root, "rmi", "x")
+        assert os.statvfs(small).f_bavail * 4096 > 2 << 20
+        assert (root / "reserve").stat().st_blocks * 512 >= 256 << 10, "kept for the next time"
+        (small / "fill").unlink()
+        ok(root, "fsck", "--full")
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_store_that_is_only_read_shows_what_its_log_has(tmp_path: Path) -> None:
+    """A writer that is still open, or was killed, leaves its last rows in the log."""
+    (tmp_path / "x.tar").write_bytes(tar([M("a", b"1")]))
+    there, mine = tmp_path / "there", tmp_path / "mine"
+    ok(there, "import", f"rootfs:{tmp_path}/x.tar", "x")
+    with Store(there).open() as writer:
+        writer.tag("x", "later")
+        assert (there / "store.db-wal").stat().st_size
+        assert "later:latest" in ok(mine, "--store", str(there), "images")
+        copy = tmp_path / "copy"
+        shutil.copytree(there, copy)
+    if os.geteuid() == 0:
+        (copy / "store.db-shm").unlink()
+        subprocess.run(["mount", "--bind", copy, copy], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,ro,bind", copy], check=True)
+            told = cowstore(mine, "--store", str(copy), "images")
+            assert told.returncode == 1 and "was cut off" in told.stderr, told.stderr
+        finally:
+            subprocess.run(["umount", copy], check=True)
+    assert "later:latest" in ok(copy, "images")
+    assert "later:latest" in ok(mine, "--store", str(copy), "images")
+
+
+def test_the_own_store_is_not_one_that_is_only_read(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "s")
+    for other in (tmp_path / "s", f"{tmp_path}/s/", tmp_path / "link"):
+        assert Store(tmp_path / "s", stores=[other]).others == []
 
 
 def test_a_store_on_a_read_only_mount(tmp_path: Path) -> None:

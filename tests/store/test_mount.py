@@ -143,6 +143,35 @@ def test_changes_are_the_snapshots_own(mount: Mount, root: Path) -> None:
     ok(root, "fsck", "--full")
 
 
+def test_what_a_mounted_snapshot_changes(mount: Mount, root: Path) -> None:
+    """Told by the store, whatever has been done to it; a union over an index says who can."""
+    ok(root, "snapshot", "create", "img", "--id", "a")
+    point = mount("a")
+    assert ok(root, "diff", "img", "a") == ""
+    (point / "etc/passwd").write_bytes(b"changed")
+    os.unlink(point / "sym")
+    os.rename(point / "many", point / "some")
+    (point / "etc/new").mkdir(mode=0o750)
+    os.chmod(point / "null", 0o600)
+    with os.scandir(point / "some") as entries:
+        for entry in entries:
+            if entry.name != "0007":
+                os.unlink(entry.path)
+    changed = {line.split(" ", 2)[2]: line[0] for line in ok(root, "diff", "img", "a").splitlines()}
+    expected = {"/sym": "D", "/many": "D", "/some": "A", "/some/0007": "A", "/etc/new": "A"}
+    gone = {f"/many/{n:04}": "D" for n in range(500)}
+    plain = {path.partition(" (")[0]: kind for path, kind in changed.items()}
+    changes = {path for path, kind in plain.items() if kind == "M"}
+    assert {path: kind for path, kind in plain.items() if kind != "M"} == {**expected, **gone}
+    assert {"/etc/passwd", "/etc/hard", "/null"} <= changes <= {
+        "/", "/etc", "/etc/passwd", "/etc/hard", "/null",
+    }  # fmt: skip
+    told = command("diff", os.fspath(point))
+    assert told.returncode == 1 and told.stdout == b""
+    error, hint = told.stderr.decode().splitlines()
+    assert "is an index" in error and "cowstore diff IMAGE SNAPSHOT" in hint
+
+
 def test_an_image_that_is_mounted_can_lose_its_name_only(mount: Mount, root: Path) -> None:
     point = mount("img")
     ok(root, "rmi", "img")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from cowstore import Refused, Store
+from cowstore import Refused, Store, oci
 from cowstore.rules import Limits
 from tests.store.archives import CHR, LNK, SYM, M, d, oci_layout, tar
 
@@ -53,7 +54,7 @@ def left(root: Path) -> list[str]:
         os.path.join(above, name)
         for above, _, names in os.walk(root)
         for name in names
-        if not name.startswith(("store.db", "format")) and "/locks" not in above
+        if not name.startswith(("store.db", "format", "reserve")) and "/locks" not in above
     ]
 
 
@@ -95,6 +96,43 @@ def test_a_bomb_is_refused_by_its_size(tmp_path: Path) -> None:
     with Store(tmp_path / "s", limits=Limits(layer=50_000)).open() as store:
         with pytest.raises(Refused, match="more than 50000 bytes"):
             store.import_image(f"rootfs:{tmp_path}/x.tar", "x")
+
+
+def test_a_bomb_is_refused_by_what_memory_must_hold(tmp_path: Path) -> None:
+    """Attributes and names stay in memory while a layer comes in, as archive and as tree."""
+    value = "x" * 60_000
+    members = [M(f"f{n}", pax={"SCHILY.xattr.user.a": value}) for n in range(5)]
+    (tmp_path / "x.tar").write_bytes(tar(members))
+    with Store(tmp_path / "s", limits=Limits(held=250_000)).open() as store:
+        with pytest.raises(Refused, match="250000 bytes of names and attributes"):
+            store.import_image(f"rootfs:{tmp_path}/x.tar", "x")
+        (tmp_path / "x.tar").write_bytes(tar(members[:4]))
+        store.import_image(f"rootfs:{tmp_path}/x.tar", "x")
+        tree = tmp_path / "tree"
+        tree.mkdir()
+        for n in range(1200):
+            (tree / f"{n:0250}").touch()
+        with pytest.raises(Refused, match="250000 bytes of names and attributes"):
+            store.import_image(f"dir:{tree}", "y")
+
+
+@pytest.mark.parametrize("name", [5, ["a"], {}, None])
+def test_annotations_are_text(store: Store, tmp_path: Path, name: object) -> None:
+    path = tmp_path / "o"
+    oci_layout(path, [tar([M("a")])])
+    index = json.loads((path / "index.json").read_text())
+    index["manifests"][0]["annotations"] = {"org.opencontainers.image.ref.name": name}
+    (path / "index.json").write_text(json.dumps(index))
+    for ref in (f"oci:{path}", f"oci:{path}:t"):
+        with pytest.raises(Refused, match="no text"):
+            store.import_image(ref, "x")
+
+
+@pytest.mark.parametrize("size", [1 << 63, 1 << 70, -1, True, "1"])
+def test_sizes_that_nothing_has(store: Store, size: object) -> None:
+    descriptor = {"mediaType": "", "digest": "sha256:" + "0" * 64, "size": size}
+    with pytest.raises(Refused, match="size"):
+        oci.descriptor(descriptor, "it")
 
 
 def test_a_sparse_file_cannot_be_endless(tmp_path: Path, store: Store) -> None:

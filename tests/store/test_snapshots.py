@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cowstore import CommitOptions, Image, NotFound, Store, StoreError
+from cowstore import CommitOptions, Image, NotFound, Refused, Store, StoreError
 from cowstore.collect import collect
 from cowstore.locks import check_snapshot_free
 from cowstore.merge import walk
 from cowstore.report import diff, history
-from tests.store.archives import LNK, M, d, tar
+from cowstore.upperdir import UpperLayer
+from tests.store.archives import LNK, M, d, oci_layout, tar
 from tests.store.conftest import AddImage
+from tests.store.stub import Stub
 
 BASE = [d("etc"), M("etc/a", b"a"), M("etc/b", b"b"), d("x"), M("x/y")]
 
@@ -241,3 +245,121 @@ def test_links_and_times_in_a_manifest(store: Store, add: AddImage, tmp_path: Pa
     assert store.export_image("new", f"oci:{tmp_path}/o:t") == made.id
     with pytest.raises(StoreError, match="not a time"):
         store.commit(snapshot, "new", CommitOptions(created="yesterday"))
+
+
+def test_a_snapshot_that_is_being_committed_stays(
+    store: Store, add: AddImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its removal is refused while it is read; a reader that comes later finds nothing."""
+    add(tar(BASE), name="base")
+    snapshot = store.snapshot_create("base", "a")
+    change(Path(snapshot.upper))
+    other = Store(store.layout.root)
+    tried: list[bool] = []
+
+    class Watched(UpperLayer):
+        def _emit(self, *values: Any) -> Any:
+            if not tried:
+                with pytest.raises(StoreError, match="is being committed"):
+                    other.snapshot_remove("a")
+                tried.append(True)
+            return super()._emit(*values)
+
+    monkeypatch.setattr("cowstore.commit.UpperLayer", Watched)
+    made = store.commit(snapshot, "new")
+    other.close()
+    assert tried and {"etc/new", "x/z"} <= contents(store, made).keys()
+    store.snapshot_remove("a")
+    with pytest.raises(NotFound, match="no snapshot"):
+        store.commit(snapshot, "newer")
+
+
+def test_files_that_go_while_they_are_read(store: Store, add: AddImage) -> None:
+    """A snapshot in use: a name that is gone when its turn comes is not in the image."""
+    add(tar(BASE), name="base")
+    snapshot = store.snapshot_create("base", "a")
+    upper = Path(snapshot.upper)
+    for name in ("1", "2", "3/4", "5"):
+        (upper / name).parent.mkdir(exist_ok=True)
+        (upper / name).write_bytes(b"x")
+    os.symlink("x", upper / "6")
+    members = UpperLayer(str(upper)).members()
+    seen = [next(members)[0].path]
+    stated = os.stat
+
+    def vanish(*values: Any, **named: Any) -> os.stat_result:
+        found = stated(*values, **named)
+        for name in ("2", "5", "6"):
+            (upper / name).unlink(missing_ok=True)
+        shutil.rmtree(upper / "3", ignore_errors=True)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "stat", vanish)
+        seen += [entry.path for entry, _ in members]
+    assert seen == [b"1"]
+
+
+def test_an_attribute_that_no_archive_can_hold_is_refused(store: Store, add: AddImage) -> None:
+    add(tar(BASE), name="base")
+    snapshot = store.snapshot_create("base")
+    Path(snapshot.upper, "f").write_bytes(b"x")
+    os.setxattr(Path(snapshot.upper, "f"), b"user.a=b", b"val")
+    with pytest.raises(Refused, match=r"user\.a=b"):
+        store.commit(snapshot, "new")
+    with pytest.raises(NotFound):
+        store.resolve("new")
+
+
+@pytest.mark.parametrize("instruction", ["ENV []", 'ENV ""', "LABEL #", "ENV A", "LABEL []"])
+def test_instructions_without_a_value(store: Store, add: AddImage, instruction: str) -> None:
+    add(tar(BASE), name="base")
+    snapshot = store.snapshot_create("base")
+    with pytest.raises(StoreError, match="expected NAME=VALUE"):
+        store.commit(snapshot, "new", CommitOptions(changes=(instruction,)))
+
+
+def test_a_configuration_of_a_stranger_is_committed_over(store: Store, tmp_path: Path) -> None:
+    """What stands where a list or a table belongs is left out."""
+    strange: dict[str, Any] = {
+        "Env": 5,
+        "Labels": [1],
+        "Volumes": "x",
+        "ExposedPorts": 1,
+        "OnBuild": {},
+    }
+    oci_layout(tmp_path / "o", [tar(BASE)], **strange)
+    store.import_image(f"oci:{tmp_path}/o:t", "base")
+    snapshot = store.snapshot_create("base")
+    changes = ("ENV A=b", "LABEL c=d", "VOLUME /v", "EXPOSE 80", "ONBUILD RUN x")
+    made = store.commit(snapshot, "new", CommitOptions(changes=changes))
+    config = made.config["config"]
+    assert config["Env"] == ["A=b"] and config["Labels"] == {"c": "d"}
+    assert config["Volumes"] == {"/v": {}} and config["ExposedPorts"] == {"80/tcp": {}}
+    assert config["OnBuild"] == ["RUN x"]
+
+
+def test_a_blob_that_came_earlier_outlives_a_collection(
+    store: Store, add: AddImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was whole in an earlier run: between its place and its row it is as young as any."""
+    from cowstore import layers
+
+    oci_layout(tmp_path / "o", [tar([M("a", os.urandom(10_000))])])
+    with Stub(tmp_path / "o") as stub:
+        blobs = sorted((tmp_path / "o/blobs/sha256").iterdir(), key=lambda p: p.stat().st_size)
+        digest = f"sha256:{blobs[-1].name}"
+        part = Path(store.layout.partial(digest))
+        part.write_bytes(blobs[-1].read_bytes())
+        os.utime(part, (1, 1))
+        synced = layers.sync
+        collected = []
+
+        def sync(*values: Any, **named: Any) -> None:
+            with Store(store.layout.root, durability="none").open() as other:
+                collected.append(collect(other))
+            synced(*values, **named)
+
+        monkeypatch.setattr(layers, "sync", sync)
+        store.pull(stub.ref(), insecure=True)
+        assert collected and all(freed.blobs == 0 for freed in collected)

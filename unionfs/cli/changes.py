@@ -113,6 +113,12 @@ def _changes_of_mount(mountpoint: bytes, stats: dict[str, Any]) -> list[Change]:
             calls.syncfs(fd)
         finally:
             os.close(fd)
+    for lower in stats["lower"]:
+        if not os.path.isdir(lower):
+            raise UserError(
+                f"{os.fsdecode(mountpoint)}: the lower {lower} is an index, no directory",
+                "cowstore diff IMAGE SNAPSHOT tells what a snapshot changes",
+            )
     lowers = [os.fsencode(lower) for lower in stats["lower"]]
     work = os.fsencode(stats["work"])
     return changes(os.fsencode(stats["upper"]), lowers, [mountpoint], work=work)
