@@ -202,9 +202,7 @@ def enter(plan: CgroupPlan, pid: int, union: int) -> None:
     """
     try:
         for group, directory in _groups(plan):
-            if plan.version != "1" and group == "outer":
-                continue
-            if group != "union":
+            if _has_container(plan, group):
                 _write(f"{directory}/cgroup.procs", str(pid))
             if union and (group == "union" or (plan.version == "1" and group == "outer")):
                 _write(f"{directory}/cgroup.procs", str(union))
@@ -213,6 +211,11 @@ def enter(plan: CgroupPlan, pid: int, union: int) -> None:
             f"cgroup {error.filename}: {error.strerror}",
             "moving a process takes write access to the group that both come from",
         ) from None
+
+
+def _has_container(plan: CgroupPlan, group: str) -> bool:
+    """Whether the container's processes are members of a group of ``_groups``."""
+    return group == "inner" or (group == "outer" and plan.version == "1")
 
 
 def remove(plan: CgroupPlan) -> None:
@@ -225,10 +228,10 @@ def remove(plan: CgroupPlan) -> None:
             except FileNotFoundError:
                 break
             except OSError:
-                _kill_all(directory)
+                _kill_all(directory, plan)
 
 
-def _kill_all(directory: str) -> None:
+def _kill_all(directory: str, plan: CgroupPlan) -> None:
     import select
 
     pids = [int(word) for word in read(f"{directory}/cgroup.procs").split()]
@@ -242,6 +245,7 @@ def _kill_all(directory: str) -> None:
             waiting.register(fd, select.POLLIN)
         except OSError:
             continue
+    thaw(plan)
     # The group is empty a moment after its last process has been reaped.
     waiting.poll(50)
     for fd in fds:
@@ -257,25 +261,56 @@ def stored(container: state.Container) -> CgroupPlan | None:
     return CgroupPlan.from_data({**data, "values": values})
 
 
-def join_container(container: state.Container) -> None:
-    """Put this process into the container's groups; for exec.
+def openings(container: state.Container) -> list[int]:
+    """Descriptors of the container's groups: who writes 0 to each is in them.
+
+    For what is executed in it later, which has no names of groups at hand. The caller itself stays
+    outside: it is not frozen with the container, and nothing of it counts there.
 
     Raises:
         RunError: not permitted.
     """
     plan = stored(container)
     if plan is None:
-        return
-    try:
-        enter(plan, os.getpid(), 0)
-    except RunError:
+        return []
+    if plan.version != "1" and os.geteuid() != 0 and not _may_enter(plan):
         from runtime import cgroups
 
-        if plan.version == "1" or os.geteuid() == 0 or not cgroups.by_systemd():
-            raise
-        # From a scope of the user's own systemd both groups have an ancestor that is the user's.
-        _make_scope(f"{PREFIX}exec-{container.id[:16]}")
-        enter(plan, os.getpid(), 0)
+        if cgroups.by_systemd():
+            # From a scope of the user's own systemd both groups have an ancestor that is the user's.
+            _make_scope(f"{PREFIX}exec-{container.id[:16]}")
+    fds: list[int] = []
+    try:
+        for group, directory in _groups(plan):
+            if _has_container(plan, group):
+                fds.append(os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+    except OSError as error:
+        for fd in fds:
+            os.close(fd)
+        raise RunError(f"cgroup {error.filename}: {error.strerror}") from None
+    return fds
+
+
+def _may_enter(plan: CgroupPlan) -> bool:
+    """Try it with a child (cgroup-v2.rst, "Delegation Containment")."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            enter(plan, os.getpid(), 0)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def thaw(plan: CgroupPlan) -> None:
+    """Let the container's processes run; on v1 they take no signal while they are frozen."""
+    path = freezer(plan)
+    if path:
+        try:
+            _write(path, "0" if path.endswith("cgroup.freeze") else "THAWED")
+        except OSError:
+            pass  # there is no such group any more
 
 
 def freezer(plan: CgroupPlan) -> str:

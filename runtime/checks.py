@@ -126,5 +126,8 @@ def _check_health(request: RunRequest) -> None:
     from runtime.values import duration, integer
 
     for option in ("interval", "timeout", "start_period"):
-        duration(getattr(request, f"health_{option}"), f"--health-{option.replace('_', '-')}")
-    integer(request.health_retries, "--health-retries", 1)
+        text = getattr(request, f"health_{option}")
+        if text is not None:
+            duration(text, f"--health-{option.replace('_', '-')}")
+    if request.health_retries is not None:
+        integer(request.health_retries, "--health-retries", 1, 1000)

@@ -76,7 +76,7 @@ def enter(
         if any(mount.fill for mount in plan.mounts):
             from runtime import fill  # noqa: F401  (the container's process cannot import)
         if plan.process.oom_score_adj is not None:
-            _set_oom_score(plan.process.oom_score_adj)
+            set_oom_score(plan.process.oom_score_adj)
         for kind in sorted(joins, key=lambda kind: kind != "user"):  # it gives rights over others
             calls.setns(joins[kind], _FLAGS[kind])
         _new_namespaces(plan)
@@ -97,7 +97,12 @@ def _await(commands: int, wanted: bytes) -> None:
         os._exit(125)
 
 
-def _set_oom_score(value: int) -> None:
+def set_oom_score(value: int) -> None:
+    """``--oom-score-adj`` of this process and its children (proc_pid_oom_score_adj(5)).
+
+    Raises:
+        RunError: not permitted.
+    """
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write(str(value))

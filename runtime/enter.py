@@ -11,11 +11,14 @@ import os
 
 from runtime import child, init
 from runtime.channel import Channel, pair, raise_if_error
+from runtime.errors import RunError
 from runtime.lean import signal
 from runtime.sys import calls, trampoline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from runtime.plan import ProcessPlan
 
 _ORDER = ("user", "time", "cgroup", "ipc", "uts", "net", "pid", "mnt")
@@ -57,10 +60,12 @@ def start(
     stdio: tuple[int, int, int],
     single: bool,
     detach: bool = False,
+    groups: Sequence[int] = (),
 ) -> Entered:
     """Execute a process in the namespaces given.
 
     ``single``: one id is all there is. ``detach``: the joiner ends when the process has begun.
+    ``groups`` are descriptors as of ``cgroupfs.openings``, which are closed.
 
     Raises:
         RunError: it could not be executed, with the status that engines give.
@@ -71,9 +76,12 @@ def start(
     if joiner == 0:
         ours.close()
         os.close(report)
-        _join(plan, namespaces, theirs, report_write, program, machine, stdio, single, detach)
+        _join(
+            plan, namespaces, theirs, report_write, program, machine, stdio, single, detach, groups
+        )
     theirs.close()
-    os.close(report_write)
+    for fd in (report_write, *groups):
+        os.close(fd)
     pid, terminal = 0, -1
     try:
         while not pid:
@@ -88,8 +96,6 @@ def start(
         told = os.read(report, 16)
         failure = init.failure(told, plan.args[0])
         if failure is not None:
-            from runtime.errors import RunError
-
             raise RunError(failure[0], code=failure[1])
         os.set_blocking(ours.fd, False)
         try:
@@ -117,9 +123,12 @@ def _join(
     stdio: tuple[int, int, int],
     single: bool,
     detach: bool,
+    groups: Sequence[int],
 ) -> None:
     """In the joiner: enter, then fork, because a pid namespace takes in children only."""
     try:
+        if plan.oom_score_adj is not None:
+            child.set_oom_score(plan.oom_score_adj)  # while /proc/self is ours
         calls.set_dumpable(False)
         signal.set_wakeup_fd(-1)
         trampoline_fd = trampoline.create(machine)
@@ -141,6 +150,7 @@ def _join(
         streams = child.Streams(stdio, report, trampoline_fd)
         pid = os.fork()
         if pid == 0:
+            _join_groups(groups)
             init.replace(
                 plan,
                 status,
@@ -149,6 +159,7 @@ def _join(
                 streams,
                 program,
                 not single,
+                first=False,
             )
         os.close(report)
         status.send(b"P%d" % pid)
@@ -160,6 +171,16 @@ def _join(
     except BaseException as error:
         status.send_error(error)
         os._exit(125)
+
+
+def _join_groups(groups: Sequence[int]) -> None:
+    """The process alone is a member: neither who called for it nor the joiner counts in there."""
+    for fd in groups:
+        try:
+            os.write(fd, b"0")
+        except OSError as error:
+            raise RunError(f"the container's cgroups cannot be joined: {error.strerror}") from None
+        os.close(fd)
 
 
 def _enter(fd: int, flag: int, name: str) -> None:

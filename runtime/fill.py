@@ -1,8 +1,16 @@
 """A new named volume gets what the image has at its place, as engines do.
 
 It runs in the container's first process, before the volume is mounted: with the container's
-ids, by descriptors, never through a symlink. The mark is taken away last, so a copy that was
-cut off is begun anew.
+ids, by descriptors, never through a symlink.
+
+The mark on a volume, an extended attribute, says what may be done to it:
+
+======== ==============================================================================
+``new``  no container has had it: it is empty
+``half`` a copy has begun and was cut off, and no container has had it: the copy is emptied
+``used`` a container has had it: it is filled if it is empty, and never emptied
+(none)   it stays as it is
+======== ==============================================================================
 """
 
 from __future__ import annotations
@@ -14,6 +22,7 @@ import stat
 from runtime.trees import remove_tree
 
 _MARK = "user.pyrun.new"
+_NEW, _HALF, _USED = b"new", b"half", b"used"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 20
 
@@ -21,12 +30,12 @@ _CHUNK = 1 << 20
 def mark(path: str) -> None:
     """A directory that is to be filled; without extended attributes it stays as it is."""
     try:
-        os.setxattr(path, _MARK, b"1")
+        os.setxattr(path, _MARK, _NEW)
     except OSError:
         pass
 
 
-def is_marked(path: str | int) -> bool:
+def is_marked(path: str) -> bool:
     """Whether a directory is to be filled at its first use."""
     try:
         os.getxattr(path, _MARK)
@@ -36,26 +45,52 @@ def is_marked(path: str | int) -> bool:
 
 
 def fill(target: int, source: int) -> None:
-    """Copy the directory ``source`` (O_PATH) into ``target`` (a mount's top), if that is marked.
+    """Copy the directory ``source`` (O_PATH) into ``target`` (a mount's top), if the mark says so.
+
+    ``source`` -1: nothing is copied, but the volume is going to be used.
 
     Raises:
-        OSError: a file cannot be read or made; the mark stays.
+        OSError: a file cannot be read or made; a copy that has begun will be begun anew.
     """
     into = os.open(".", _DIR, dir_fd=target)
     try:
         fcntl.flock(into, fcntl.LOCK_EX)
-        if not is_marked(into):
+        said = _mark_of(into)
+        if said == _HALF:
+            for name in os.listdir(into):
+                remove_tree(into, name)
+        if source < 0:
+            if said in (_NEW, _HALF):
+                os.setxattr(into, _MARK, _USED)
             return
-        for name in os.listdir(into):
-            remove_tree(into, name)
-        origin = os.open(".", _DIR, dir_fd=source)
-        try:
-            _directory(origin, into)
-        finally:
-            os.close(origin)
-        os.removexattr(into, _MARK)
+        if not said:
+            return
+        fresh = said in (_NEW, _HALF) and not os.listdir(into)
+        if fresh:
+            os.setxattr(into, _MARK, _HALF)
+        else:
+            os.removexattr(into, _MARK)
+        if not os.listdir(into):
+            _copy(source, into)
+        if fresh:
+            os.removexattr(into, _MARK)
     finally:
         os.close(into)
+
+
+def _mark_of(fd: int) -> bytes:
+    try:
+        return os.getxattr(fd, _MARK)
+    except OSError:
+        return b""
+
+
+def _copy(source: int, into: int) -> None:
+    origin = os.open(".", _DIR, dir_fd=source)
+    try:
+        _directory(origin, into)
+    finally:
+        os.close(origin)
 
 
 def _directory(source: int, target: int) -> None:

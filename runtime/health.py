@@ -12,11 +12,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from runtime.plan import ProcessPlan
     from runtime.request import RunRequest
     from runtime.supervisor import Supervisor
 
 _KEPT = 5
 _MAX_OUTPUT = 4096
+#: Seconds at least of an image's own: a check begins as a fork of the supervisor, which costs
+#: the caller and no limit of the container's.
+_LEAST = 1.0
+_KEYS = {"interval": "Interval", "timeout": "Timeout", "start-period": "StartPeriod"}
 
 
 class Health:
@@ -118,6 +123,11 @@ class Health:
         self.supervisor.after(self.interval, self._check)
 
 
+def checking(process: ProcessPlan, command: list[str]) -> ProcessPlan:
+    """A check is bound by all that binds the container's command: it may be the image's."""
+    return process.replace(args=tuple(command), terminal=False)
+
+
 def _run_check(
     supervisor: Supervisor, namespaces: dict[str, int], command: list[str], output: int
 ) -> int:
@@ -125,14 +135,13 @@ def _run_check(
 
     os.setpgid(0, 0)
     plan = supervisor.plan
-    process = plan.process.replace(
-        args=tuple(command), terminal=False, rlimits=(), scope_signals=False
-    )
+    process = checking(plan.process, command)
     try:
         program = prepare.filter_for(
             process, plan.machine, plan.ids.single, supervisor.container.root
         )
-        cgroupfs.join_container(state.Container(supervisor.container.root, supervisor.container.id))
+        fresh = state.Container(supervisor.container.root, supervisor.container.id)
+        groups = cgroupfs.openings(fresh)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         within = {name: fd for name, fd in namespaces.items() if name != "outer"}
         entered = enter.start(
@@ -142,6 +151,7 @@ def _run_check(
             machine=plan.machine,
             stdio=(null, output, output),
             single=plan.ids.single,
+            groups=groups,
         )
         return entered.wait() & 0xFF
     except RunError as error:
@@ -166,17 +176,21 @@ def make(request: RunRequest, image: dict[str, Any], container: state.Container)
     elif command[0] == "CMD":
         command = command[1:]
 
-    def seconds(text: str, default: str, key: str) -> float:
-        told = check.get(key)
-        if text == default and isinstance(told, int) and told > 0:
-            return told / 1e9
-        return duration(text, f"--health-{key.lower()}")
+    def seconds(text: str | None, key: str, default: float) -> float:
+        if text is not None:
+            return duration(text, f"--health-{key}")
+        told = check.get(_KEYS[key], 0) / 1e9
+        return max(_LEAST, told) if told else default
+
+    retries = check.get("Retries", 0) or 3
+    if request.health_retries is not None:
+        retries = integer(request.health_retries, "--health-retries", 1, 1000)
 
     return Health(
         command,
-        seconds(request.health_interval, "30s", "Interval"),
-        seconds(request.health_timeout, "30s", "Timeout"),
-        integer(request.health_retries, "--health-retries", 1, 1000),
-        seconds(request.health_start_period, "0s", "StartPeriod"),
+        seconds(request.health_interval, "interval", 30),
+        seconds(request.health_timeout, "timeout", 30),
+        retries,
+        seconds(request.health_start_period, "start-period", 0),
         container,
     )

@@ -112,7 +112,9 @@ def _process(image: Image) -> dict[str, Any]:
             part = jsonio.loads(file.read()).get("config")
     except (OSError, ValueError, AttributeError):
         part = image.process  # which says what is wrong
-    return part if isinstance(part, dict) else {}
+    from runtime.imageconfig import checked
+
+    return checked(part)
 
 
 class NoQuota(Exception):

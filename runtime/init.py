@@ -43,8 +43,10 @@ def replace(
     streams: Streams,
     program: bytes,
     groups: bool,
+    *,
+    first: bool = True,
 ) -> NoReturn:
-    """The command itself becomes process 1."""
+    """The command itself takes the place of this process; ``first``: the container's process 1."""
     _stdio(stdio)
     try:
         last_steps.execute(
@@ -54,6 +56,7 @@ def replace(
             trampoline_fd=streams.trampoline,
             controlling=0 if terminal is not None else -1,
             groups=groups,
+            first=first,
         )
     except BaseException as error:
         status.send_error(error)
@@ -76,7 +79,7 @@ def run(
     signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     child = os.fork()
     if child == 0:
-        replace(process, status, stdio, terminal, streams, program, groups)
+        replace(process, status, stdio, terminal, streams, program, groups, first=False)
     # Of the host nothing stays here: what the command does with its end is seen as it should be.
     os.closerange(3, 1 << 30)
     null = os.open("/dev/null", os.O_RDWR)
@@ -133,4 +136,4 @@ def failure(report: bytes, name: str) -> tuple[str, int] | None:
     if len(report) != 8:
         return None
     (number,) = struct.unpack("=q", report)
-    return explain(-number, name)
+    return explain(number, name)

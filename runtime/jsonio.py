@@ -40,6 +40,8 @@ def loads(text: str | bytes) -> Any:
         value, end = make_scanner(_Context)(text, 0)  # type: ignore[arg-type]
     except (StopIteration, SystemError):
         return _slow_loads(text)  # the scanner takes its error class from the package
+    except RecursionError:
+        raise ValueError("not JSON for us: nested too deeply") from None
     if end != len(text):
         raise ValueError("not JSON: something follows the document")
     return value
@@ -48,7 +50,10 @@ def loads(text: str | bytes) -> Any:
 def _slow_loads(text: str) -> Any:
     import json
 
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("not JSON for us: nested too deeply") from None
 
 
 def dumps(value: Any) -> str:

@@ -100,6 +100,8 @@ def create(request: RunRequest, root: str, *, fleeting: bool = False) -> Created
     host = facts.ask()
     container = containers.create(request.name)
     source, held = None, -1
+    # Until it is written down whose volumes these are, too.
+    volumes_lock = removal.lock_volumes(root) if request.volumes_from else -1
     try:
         if request.rootfs:
             source = _tree(request, container)
@@ -140,6 +142,9 @@ def create(request: RunRequest, root: str, *, fleeting: bool = False) -> Created
             os.close(held)
         removal.forget(container, source.to_data() if source is not None else {})
         raise
+    finally:
+        if volumes_lock >= 0:
+            os.close(volumes_lock)
     return Created(container, plan, [held] if held >= 0 else [])
 
 
@@ -172,11 +177,11 @@ def labels(request: RunRequest, image: dict[str, Any]) -> dict[str, str]:
     Raises:
         RunError: a label file that cannot be read.
     """
-    found = {str(k): str(v) for k, v in (image.get("Labels") or {}).items()}
+    found = dict(image.get("Labels") or {})
     words = list(request.label)
     for path in request.label_file:
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
                 lines = [line.strip() for line in file if line.strip() and line[0] != "#"]
         except OSError as error:
             raise RunError(f"--label-file {path}: {error.strerror}") from None
@@ -237,9 +242,11 @@ def supervise(
         program = prepare.filter_for(plan.process, plan.machine, plan.ids.single, container.root)
         joins = join_targets(plan, container.root)
         try:
-            held.insert(0, container.lock())
+            held.insert(0, container.lock(patient=True))
         except BlockingIOError:
             raise RunError(f"container {container.name} is running already") from None
+        except FileNotFoundError:
+            raise RunError(f"container {container.id[: state.SHORT]} has been removed") from None
         if container.config["source"].get("snapshot"):
             held.append(images.hold(images.Source.from_data(container.config["source"])))
     except BaseException:

@@ -103,8 +103,8 @@ def moment(text: str) -> float:
     found = state.parse_stamp(text)
     if found:
         return found
-    from runtime.values import duration
+    from runtime.values import duration, is_number
 
-    if text.replace(".", "", 1).isdigit() and float(text) > 1e8:
+    if is_number(text.replace(".", "", 1)) and float(text) > 1e8:
         return float(text)
     return time.time() - duration(text, "--since/--until")

@@ -54,8 +54,8 @@ class MountPlan(Record):
     """One mount beneath the root; ``kind`` is bind or a filesystem type.
 
     ``attributes`` and ``propagation`` are option words, ``data`` the filesystem's own options.
-    ``optional``: a root in which its place cannot be made goes without. ``fill``: a new volume
-    gets what the image has there.
+    ``optional``: a root in which its place cannot be made goes without. ``fill``: a volume that
+    may still be new gets what the image has there (``copy``), or is only used (``touch``).
     """
 
     target: str
@@ -66,7 +66,7 @@ class MountPlan(Record):
     recursive: bool = False
     propagation: str = ""
     optional: bool = False
-    fill: bool = False
+    fill: str = ""
 
 
 class NamespacePlan(Record):
@@ -146,6 +146,11 @@ class Plan(Record):
     machine: str = ""
     directory: str = ""
 
+    @property
+    def owns_pids(self) -> bool:
+        """Whether all its processes end with the first one: that of a pid namespace of its own."""
+        return "pid" in self.namespaces.new
+
     def describe(self) -> Iterator[str]:
         """One line a step, in the order in which they are done."""
         ids = self.ids
@@ -208,7 +213,7 @@ def mount_plan(entry: dict[str, Any]) -> MountPlan:
     attributes, data, propagation = [], [], ""
     for word in options:
         name, equals, value = word.partition("=")
-        if word in ("bind", "rbind", "nofail", "copy"):
+        if word in ("bind", "rbind", "nofail", "copy", "touch"):
             continue
         if word in _ATTRIBUTES:
             attributes.append(word)
@@ -227,7 +232,7 @@ def mount_plan(entry: dict[str, Any]) -> MountPlan:
         recursive=recursive,
         propagation=propagation,
         optional="nofail" in options,
-        fill="copy" in options,
+        fill="copy" if "copy" in options else "touch" if "touch" in options else "",
     )
 
 

@@ -9,7 +9,14 @@ from runtime import cgroups, facts, ids, images, network, spec, state
 from runtime.errors import RunError
 from runtime.plan import NetworkPlan, Plan, ProcessPlan, RootPlan, make
 from runtime.request import RunRequest
-from runtime.volumes import Volume, parse_mount, parse_tmpfs, parse_volume
+from runtime.volumes import (
+    Volume,
+    anonymous_name,
+    image_volume,
+    parse_mount,
+    parse_tmpfs,
+    parse_volume,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,9 +46,11 @@ def check(request: RunRequest) -> None:
         raise RunError(f"--storage {request.storage}: expected auto, union, kernel or copy")
     if request.limits not in ("strict", "best-effort"):
         raise RunError(f"--limits {request.limits}: expected strict or best-effort")
+    from runtime.values import is_number, real, signal_number
+
     word, _, most = request.restart.partition(":")
     if word not in ("no", "on-failure", "always", "unless-stopped") or (
-        most and (word != "on-failure" or not most.isdigit())
+        most and (word != "on-failure" or len(most) > 9 or not is_number(most))
     ):
         raise RunError(
             f"--restart {request.restart}: unknown policy",
@@ -53,7 +62,6 @@ def check(request: RunRequest) -> None:
         raise RunError(f"--log-driver {request.log_driver}: expected json-file or none")
     from runtime import checks
     from runtime.console import parse_keys
-    from runtime.values import real, signal_number
 
     checks.check(request)
     parse_keys(request.detach_keys)
@@ -100,21 +108,40 @@ def image_of(request: RunRequest) -> tuple[str, dict[str, Any]]:
 
 
 def _volumes(
-    request: RunRequest, image: dict[str, Any], containers: state.Containers, container: str
+    request: RunRequest,
+    image: dict[str, Any],
+    containers: state.Containers,
+    container: state.Container,
 ) -> list[tuple[Volume, str]]:
-    """The user's mounts with their host paths; named volumes and -v directories are made.
+    """The user's mounts with their host paths; named volumes are made.
+
+    Of a container that exists they are what they were at first: others that it had them from
+    may be gone, and this command's directory is another one.
 
     Raises:
         RunError: a source that is not there.
     """
+    known = container.config.get("volumes")
+    if known is None:
+        wanted = _wanted_volumes(request, image, containers)
+    else:
+        wanted = [Volume.from_data(entry) for entry in known]
+    return [
+        _placed(volume, containers.root, container.id, index) for index, volume in enumerate(wanted)
+    ]
+
+
+def _wanted_volumes(
+    request: RunRequest, image: dict[str, Any], containers: state.Containers
+) -> list[Volume]:
     wanted: dict[str, Volume] = {}
     for name in request.volumes_from:
         other = containers.find(name.partition(":")[0])
         for entry in other.config.get("volumes", ()):
             volume = Volume.from_data(entry)
             wanted[volume.target] = volume
-    for target in image.get("Volumes") or {}:
-        volume = parse_volume(str(target))
+    for target in image.get("Volumes") or ():
+        volume = image_volume(target)
         wanted.setdefault(volume.target, volume)
     for volume in (
         *map(parse_volume, request.volume),
@@ -122,10 +149,7 @@ def _volumes(
         *map(parse_tmpfs, request.tmpfs),
     ):
         wanted[volume.target] = volume
-    return [
-        _placed(volume, containers.root, container, index)
-        for index, volume in enumerate(wanted.values())
-    ]
+    return list(wanted.values())
 
 
 def make_volume(path: str) -> None:
@@ -149,7 +173,7 @@ def _placed(volume: Volume, root: str, container: str, index: int) -> tuple[Volu
         except OSError as error:
             raise RunError(f"volume {volume.source}: {str(error.strerror).lower()}") from None
         return volume, volume.source
-    name = volume.source or f"{container[:32]}-{index}"
+    name = volume.source or anonymous_name(container, index)
     path = f"{root}/volumes/{name}/_data"
     make_volume(path)
     return volume.replace(source=name), path
@@ -315,7 +339,7 @@ def make_plan(
     chosen = network.choose(request, tuple(image.get("ExposedPorts") or ()))
     limits = cgroups.plan(request, container.id, host.root)
     hostname = _hostname(request, container.id)
-    volumes = _volumes(request, image, containers, container.id)
+    volumes = _volumes(request, image, containers, container)
     for name in ("root", "upper", "work"):
         if name == "root" or source.upper == container.path("upper"):
             os.makedirs(container.path(name), 0o755, exist_ok=True)

@@ -71,11 +71,19 @@ def _database(path: str) -> list[list[str]]:
 
 def _number(text: str) -> int:
     """A user or group id, or -1."""
-    return int(text) if text.isascii() and text.isdigit() and int(text) < 0xFFFFFFFF else -1
+    if not _is_number(text) or len(text) > 10 or int(text) >= 0xFFFFFFFF:
+        return -1
+    return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def identify(user: str, extra: tuple[str, ...]) -> Identity:
     """``USER[:GROUP]`` by name or number, looked up in the container's own files.
+
+    A number is a number, even if the image has a user of that name (CVE-2016-3697).
 
     Raises:
         RunError: no such user or group.
@@ -83,12 +91,18 @@ def identify(user: str, extra: tuple[str, ...]) -> Identity:
     name, colon, group = user.partition(":")
     name = name or "0"
     uid, gid, home, known = _number(name), 0, "/", ""
+    if _is_number(name) and uid < 0:
+        raise RunError(f"user {name}: not a user id")
+    wanted = uid
     for fields in _database("/etc/passwd"):
-        if len(fields) >= 6 and (fields[0] == name or (uid >= 0 and fields[2] == name)):
-            number, primary = _number(fields[2]), _number(fields[3])
-            if number >= 0 and primary >= 0:
-                uid, gid, home, known = number, primary, fields[5] or "/", fields[0]
-                break
+        if len(fields) < 6:
+            continue
+        number, primary = _number(fields[2]), _number(fields[3])
+        if number < 0 or primary < 0:
+            continue
+        if number == wanted if wanted >= 0 else fields[0] == name:
+            uid, gid, home, known = number, primary, fields[5] or "/", fields[0]
+            break
     if uid < 0:
         raise RunError(f"user {name}: not in the container's /etc/passwd")
     groups = _database("/etc/group")
@@ -104,13 +118,14 @@ def identify(user: str, extra: tuple[str, ...]) -> Identity:
 
 
 def _group(word: str, groups: list[list[str]]) -> int:
+    if _is_number(word):
+        if _number(word) < 0:
+            raise RunError(f"group {word}: not a group id")
+        return _number(word)
     for fields in groups:
         if len(fields) >= 3 and fields[0] == word and _number(fields[2]) >= 0:
             return _number(fields[2])
-    number = _number(word)
-    if number < 0:
-        raise RunError(f"group {word}: not in the container's /etc/group")
-    return number
+    raise RunError(f"group {word}: not in the container's /etc/group")
 
 
 def find_executable(name: str, environment: dict[str, str], cwd: str) -> str:
@@ -299,11 +314,13 @@ def execute(
     trampoline_fd: int,
     controlling: int = -1,
     groups: bool = True,
+    first: bool = False,
 ) -> None:
     """Become the container's program; returns only by an exception.
 
     ``program`` is the seccomp filter (empty: none); ``report`` is where the trampoline tells a
-    failed execve(2); ``controlling`` the terminal to take.
+    failed execve(2); ``controlling`` the terminal to take. ``first``: the command takes the
+    place of the container's first process, which ends with its supervisor.
 
     Raises:
         RunError: with the exit status that engines give.
@@ -327,7 +344,14 @@ def execute(
     _label(process)
     ruleset = open_landlock(process.landlock, signals=process.scope_signals)
     os.umask(process.umask)
+    if program and not process.no_new_privs:
+        # Later the right to do so is gone: seccomp(2) asks for no_new_privs or CAP_SYS_ADMIN.
+        calls.set_seccomp_filter(program)
+        program = b""
     become(identity, process.capabilities, process.ambient, groups=groups)
+    if first:
+        # Changing ids has cleared it (PR_SET_PDEATHSIG(2const)).
+        calls.set_parent_death_signal(signal.SIGKILL)
     change_directory(process.cwd)
     path = find_executable(process.args[0], environment, process.cwd)
     reset_signals()
@@ -344,7 +368,11 @@ def execute(
     os.closerange(3, _TRAMPOLINE_FD if trampoline_fd >= 0 else trampoline.REPORT_FD)
     os.closerange(trampoline.REPORT_FD + 1, 1 << 30)
     if program:
-        calls.set_seccomp_filter(program)
+        try:
+            calls.set_seccomp_filter(program)
+        except OSError as error:  # all other ways to tell are closed
+            os.write(trampoline.REPORT_FD, struct.pack("=q", error.errno or errno.EIO))
+            os._exit(errors.FAILED)
     if trampoline_fd >= 0:
         os.set_inheritable(trampoline.REPORT_FD, True)
         os.execve(_TRAMPOLINE_FD, [path, *process.args], environment)
@@ -361,7 +389,10 @@ def _place(fd: int, number: int) -> None:
 
 
 def explain(number: int, name: str) -> tuple[str, int]:
-    """The message and exit status for a failed execve(2)."""
+    """The message and exit status for what was reported: a failed execve(2) is below zero."""
+    if number > 0:
+        return f"the seccomp filter cannot be installed: {os.strerror(number)}", errors.FAILED
+    number = -number
     if number in (errno.ENOENT, errno.ENOTDIR):
         return f"{name}: its interpreter was not found in the container", errors.NOT_FOUND
     text = "exec format error" if number == errno.ENOEXEC else os.strerror(number)

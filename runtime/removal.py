@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 from runtime import jsonio, state
 from runtime.errors import RunError
 from runtime.lean import signal
+from runtime.volumes import is_anonymous
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,13 +30,36 @@ def remove_files(container: state.Container) -> None:
 
 
 def remove_anonymous_volumes(container: state.Container) -> None:
-    """Volumes that nobody named; ``container`` has read its configuration before."""
-    for volume in container.config.get("volumes") or ():
-        if str(volume.get("source", "")).startswith(f"{container.id[:32]}-"):
+    """Volumes that nobody named and no other container has.
+
+    ``container`` is gone, and has read its configuration before.
+    """
+    names = {name for name in _volumes_of(container) if is_anonymous(name)}
+    if not names:
+        return
+    lock = lock_volumes(container.root)
+    try:
+        for other in state.Containers(container.root).all():
+            names -= _volumes_of(other)
+        for name in names:
             try:
-                remove_volume(container.root, volume["source"])
+                remove_volume(container.root, name)
             except RunError:
                 pass  # somebody else has removed it
+    finally:
+        os.close(lock)
+
+
+def _volumes_of(container: state.Container) -> set[str]:
+    volumes = container.config.get("volumes") or ()
+    return {str(volume["source"]) for volume in volumes if volume.get("kind") == "volume"}
+
+
+def lock_volumes(root: str) -> int:
+    """While the descriptor is open nobody takes volumes of another container, or removes them."""
+    fd = os.open(f"{root}/volumes", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
 
 
 def forget(container: state.Container, source: dict[str, Any]) -> None:
@@ -87,7 +112,7 @@ def sweep(root: str) -> None:
             continue
         try:
             lock = container.lock()
-        except BlockingIOError:
+        except (BlockingIOError, FileNotFoundError):
             continue
         try:
             kill_left(container)
@@ -139,26 +164,42 @@ def kill_left(container: state.Container) -> None:
             left = jsonio.loads(file.read())
     except (OSError, ValueError):
         return
-    pid = int(left.get("pid") or 0)
-    if (
-        pid
-        and left.get("boot") == state.boot_id()
-        and state.start_time(pid) == left.get("pid_start")
-    ):
-        try:
-            fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        try:
-            if state.start_time(pid) == left.get("pid_start"):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
-        finally:
-            os.close(fd)
+    plan = None
     if container.config.get("cgroup"):
         from runtime import cgroupfs
 
         plan = cgroupfs.stored(container)
+
+    def thaw() -> None:
         if plan is not None:
-            cgroupfs.remove(plan)
+            cgroupfs.thaw(plan)
+
+    if left.get("boot") == state.boot_id():
+        _kill_same(int(left.get("pid") or 0), left.get("pid_start"))
+        thaw()
+        device = left.get("root_device")
+        union, began = int(left.get("union_pid") or 0), left.get("union_start")
+        if device and union and state.start_time(union) == began:
+            from runtime.leftovers import kill_on_root
+
+            kill_on_root(device, thaw)
+            _kill_same(union, began)
+    if plan is not None:
+        cgroupfs.remove(plan)
+
+
+def _kill_same(pid: int, began: object) -> None:
+    """SIGKILL for a process that began then, and for no other with its number."""
+    if not pid or state.start_time(pid) != began:
+        return
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if state.start_time(pid) == began:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    finally:
+        os.close(fd)

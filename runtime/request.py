@@ -111,10 +111,10 @@ class RunRequest(Record):
     device_cgroup_rule: tuple[str, ...] = ()
     # health
     health_cmd: str = ""
-    health_interval: str = "30s"
-    health_timeout: str = "30s"
-    health_retries: str = "3"
-    health_start_period: str = "0s"
+    health_interval: str | None = None
+    health_timeout: str | None = None
+    health_retries: str | None = None
+    health_start_period: str | None = None
     no_healthcheck: bool = False
     dry_run: bool = False
     json: bool = False

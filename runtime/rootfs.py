@@ -108,7 +108,10 @@ def _open_source(mount: MountPlan) -> int:
     except OSError as error:
         hint = "bind it with its mounts: rbind" if error.errno == errno.EINVAL else ""
         raise RunError(f"volume {mount.source}: {error.strerror}", hint) from None
-    add, clear = attributes(mount.attributes)
+    words = mount.attributes
+    if mount.fill:
+        words = tuple(word for word in words if word != "ro")  # once it has been filled
+    add, clear = attributes(words)
     word = mount.propagation or "rprivate"
     calls.mount_setattr(
         fd, b"", propagation=_PROPAGATIONS[word.removeprefix("r")], recursive=word.startswith("r")
@@ -204,7 +207,7 @@ def mount_all(root: Root, plan: Plan, trees: dict[str, int]) -> None:
         if mount.target == "/dev" and mount.kind == "tmpfs":
             _fill_dev(tree, plan, trees)
         if mount.fill:
-            _fill_volume(root, tree, mount.target)
+            _fill_volume(root, tree, mount)
         root.attach(tree, mount.target, optional=mount.optional)
     for target, _ in plan.devices:
         if target in trees:
@@ -219,19 +222,25 @@ def mount_all(root: Root, plan: Plan, trees: dict[str, int]) -> None:
     os.close(null)
 
 
-def _fill_volume(root: Root, tree: int, target: str) -> None:
-    try:
-        source = root.open(target, os.O_PATH | os.O_DIRECTORY)
-    except OSError:
-        return  # the image has nothing there
+def _fill_volume(root: Root, tree: int, mount: MountPlan) -> None:
+    source = -1
+    if mount.fill == "copy":
+        try:
+            source = root.open(mount.target, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            pass  # the image has nothing there
     try:
         from runtime import fill  # imported before the root changed, see child.enter
 
         fill.fill(tree, source)
     except OSError as error:
-        raise RunError(f"the volume on {target} cannot be filled: {error.strerror}") from None
+        text = f"the volume on {mount.target} cannot be filled: {error.strerror}"
+        raise RunError(text) from None
     finally:
-        os.close(source)
+        if source >= 0:
+            os.close(source)
+    if "ro" in mount.attributes:
+        calls.mount_setattr(tree, b"", add=calls.MOUNT_ATTR_RDONLY, recursive=mount.recursive)
 
 
 def _new(mount: MountPlan) -> int:

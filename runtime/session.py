@@ -36,9 +36,11 @@ class Session:
             self.fds = dict(zip(answer["names"], fds, strict=True))
             return self
         try:
-            self._lock = self.container.lock()
+            self._lock = self.container.lock(patient=True)
         except BlockingIOError:
             raise RunError(f"container {self.container.name} is just starting") from None
+        except FileNotFoundError:
+            raise RunError(f"container {self.container.id[:12]} has been removed") from None
         try:
             self._start()
         except BaseException:

@@ -63,12 +63,12 @@ def _words(text: str) -> list[str]:
     return [text] if text else []
 
 
-def _environment(request: RunRequest, image: dict[str, Any]) -> list[str]:
-    values: dict[str, str] = {"PATH": _PATH, "container": "pyrun"}
+def _environment(request: RunRequest, image: dict[str, Any], hostname: str) -> list[str]:
+    values: dict[str, str] = {"PATH": _PATH, "HOSTNAME": hostname, "container": "pyrun"}
     if request.tty:
         values["TERM"] = "xterm"
     for word in image.get("Env") or ():
-        name, equals, value = str(word).partition("=")
+        name, equals, value = word.partition("=")
         if name and equals:
             values[name] = value
     for path in request.env_file:
@@ -327,7 +327,7 @@ def build(
             "umask": int(request.umask or "022", 8),
         },
         "args": _arguments(request, image),
-        "env": _environment(request, image),
+        "env": _environment(request, image, hostname),
         "cwd": workdir,
         "capabilities": {
             "bounding": chosen,

@@ -5,7 +5,8 @@ ROOT/                         0700; --root, PYRUN_ROOT, else the user's data dir
   names/NAME -> ID            a symlink: making it is what takes the name
   containers/ID/
     config.json               the request, the image's part, the specification; written once
-    state.json                what became of it; replaced by rename
+    state.json                what became of it; replaced by rename, by who holds the lock
+    name                      its name, if it has been renamed
     lock                      flock'd by the supervisor for its life: who holds it is alive
     socket                    the supervisor's
     log                       one JSON object a line: log, stream, time
@@ -39,6 +40,7 @@ _ID_BYTES = 32
 #: The end of the name of a directory whose container is no more.
 GONE = ".gone"
 SHORT = 12
+_TRIES = 40
 
 
 def default_root() -> str:
@@ -86,7 +88,8 @@ def parse_stamp(text: str) -> float:
             seconds = calendar.timegm(time.strptime(head, form))
         except ValueError:
             continue
-        return seconds + (float(f"0.{fraction}") if fraction.isdigit() else 0.0)
+        digits = fraction.isascii() and fraction.isdigit()
+        return seconds + (float(f"0.{fraction}") if digits else 0.0)
     return 0.0
 
 
@@ -167,14 +170,23 @@ class Container:
                 state: dict[str, Any] = jsonio.loads(file.read())
         except (OSError, ValueError):
             state = {"status": "created"}
+        try:
+            with open(self.path("name"), encoding="utf-8") as file:
+                state["name"] = file.read()
+        except OSError:
+            pass  # it has its first one
         if state.get("status") in ("running", "paused", "starting", "stopping"):
             if not self.supervised():
                 state.update(status="exited", exit_code=state.get("exit_code", 137), pid=0)
                 state.setdefault("error", "its supervisor has died")
         return state
 
+    def save_name(self, name: str) -> None:
+        """Write down a new name; apart from state.json, which is the supervisor's to write."""
+        write_file(self.path("name"), name)
+
     def save_state(self, **changes: Any) -> dict[str, Any]:
-        """Change fields of state.json."""
+        """Change fields of state.json; for who holds the lock, or nobody else can."""
         try:
             with open(self.path("state.json"), "rb") as file:
                 state: dict[str, Any] = jsonio.loads(file.read())
@@ -184,15 +196,29 @@ class Container:
         write_file(self.path("state.json"), jsonio.dumps(state))
         return state
 
-    def lock(self) -> int:
+    def lock(self, *, patient: bool = False) -> int:
         """Take the supervisor's lock; the descriptor that holds it.
+
+        ``patient``: who only asks whether somebody has it, has it for a moment: wait for those.
 
         Raises:
             BlockingIOError: somebody has it.
+            FileNotFoundError: the container has been removed.
         """
-        fd = os.open(self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self.path("lock")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in range(_TRIES if patient else 1, 0, -1):
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if left == 1:
+                        raise
+                    time.sleep(0.005)
+            # Who removes a container holds its lock too: what was opened may be of no name now.
+            if not os.path.samestat(os.fstat(fd), os.stat(path)):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         except BaseException:
             os.close(fd)
             raise

@@ -189,9 +189,9 @@ class _Supervision:
             from runtime import cgroupfs
 
             self.limits = cgroupfs.create(self.limits)
-            data = self.limits.to_data()
-            if data != self.container.config.get("cgroup"):
-                self.container.save_config({**self.container.config, "cgroup": data})
+            data, fresh = self.limits.to_data(), self._fresh()
+            if data != fresh.config.get("cgroup"):
+                fresh.save_config({**fresh.config, "cgroup": data})
         try:
             started = launch.create(
                 self.plan,
@@ -247,21 +247,36 @@ class _Supervision:
 
     def end(self, remove: bool) -> None:
         """Nothing but the container's files is left, and these only if it is to be kept."""
-        self._stop_helper()
-        fresh = state.Container(self.container.root, self.container.id)
-        if self.limits is not None or fresh.config.get("cgroup"):
-            from runtime import cgroupfs
+        held = self.task.held
+        try:
+            self._stop_helper()
+            fresh = self._fresh()
+            if self.limits is not None or fresh.config.get("cgroup"):
+                from runtime import cgroupfs
 
-            for group in (self.limits, cgroupfs.stored(fresh)):
-                if group is not None:
-                    cgroupfs.remove(group)
-        if remove:
-            # The store gives nothing back whose lock is held.
-            for fd in self.task.held[1:]:
-                os.close(fd)
-            del self.task.held[1:]
-            removal.remove_files(fresh)
-            removal.remove_anonymous_volumes(fresh)
+                for group in (self.limits, cgroupfs.stored(fresh)):
+                    if group is not None:
+                        cgroupfs.remove(group)
+            if remove:
+                # The store gives nothing back whose lock is held.
+                while len(held) > 1:
+                    os.close(held.pop())
+                removal.remove_files(fresh)
+                removal.remove_anonymous_volumes(fresh)
+        finally:
+            while held:  # the container's own lock is the first
+                os.close(held.pop())
+
+    def _fresh(self) -> state.Container:
+        """With the configuration as others may have changed it."""
+        return state.Container(self.container.root, self.container.id)
+
+    def _thaw(self) -> None:
+        from runtime import cgroupfs
+
+        plan = cgroupfs.stored(self._fresh())
+        if plan is not None:
+            cgroupfs.thaw(plan)
 
     def _supervisor(self) -> Supervisor:
         request = self.request
@@ -281,6 +296,7 @@ class _Supervision:
             stop_signal=_stop_signal(request, image),
             stop_timeout=float(request.stop_timeout),
             cleanup=self.end,
+            thaw=self._thaw,
             health=health,
             log_limit=_log_limit(request),
             transient=self.task.transient,

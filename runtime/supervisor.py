@@ -35,6 +35,8 @@ _CHUNK = 1 << 16
 _MAX_PENDING = 1 << 20
 _IN = select.POLLIN | select.POLLHUP | select.POLLERR
 _RESTART_DELAY = (0.1, 60.0)
+#: Seconds for a root filesystem that somebody outside still has, as a copy under way, to be gone.
+_PATIENCE = 5.0
 
 
 class Client:
@@ -65,7 +67,8 @@ class Supervisor:
     """See the module.
 
     ``make`` starts the container with given standard streams; it may be called again for a
-    restart. ``cleanup`` runs at the very end with whether the container is to be removed;
+    restart. ``cleanup`` runs at the very end with whether the container is to be removed, and
+    gives its lock back; ``thaw`` lets its processes run, if they are frozen.
     ``transient``: it is removed if it cannot be started at all.
     """
 
@@ -81,6 +84,7 @@ class Supervisor:
         stop_signal: int,
         stop_timeout: float,
         cleanup: Callable[[bool], None],
+        thaw: Callable[[], None],
         health: Any = None,
         log_limit: int = 0,
         transient: bool = False,
@@ -95,6 +99,7 @@ class Supervisor:
         self.stop_signal = stop_signal
         self.stop_timeout = stop_timeout
         self.cleanup = cleanup
+        self.thaw = thaw
         self.health = health
         self.transient = transient
         self.log = LogWriter(container.path("log") if log else os.devnull, log_limit)
@@ -114,6 +119,7 @@ class Supervisor:
         self.stopping = False
         self.restarts = 0
         self.done = False
+        self.ending = False
         self.executed = False
         self.first: Channel | None = None
         self.union_dead = False
@@ -121,6 +127,7 @@ class Supervisor:
         self.size: tuple[int, int] | None = None
         self.began = 0.0
         self.on_run: Callable[[int], None] | None = None
+        self.listener: _socket.socket | None = None
 
     # -- the loop -----------------------------------------------------------------
 
@@ -233,6 +240,8 @@ class Supervisor:
             pid=self.started.pid,
             pid_start=state.start_time(self.started.pid),
             union_pid=self.started.union_pid,
+            union_start=state.start_time(self.started.union_pid),
+            root_device=self._root_device(self.started.pid),
             supervisor=os.getpid(),
             boot=state.boot_id(),
             started=state.now(),
@@ -245,6 +254,14 @@ class Supervisor:
         self.started.go()
         for client in self.clients:
             self._watch_source(client)
+
+    def _root_device(self, pid: int) -> str:
+        """By which processes that outlive it are found, if this one dies: removal.kill_left."""
+        if self.plan.owns_pids:
+            return ""
+        from runtime.leftovers import root_device
+
+        return root_device(pid)
 
     def _failed(self, code: int, text: str, hint: str) -> None:
         self.code, self.error, self.hint = code, text, hint
@@ -305,8 +322,11 @@ class Supervisor:
                 self._ended(init.exit_code(status))
             elif self.started is not None and pid == self.started.union_pid:
                 self.started.union_pid = 0
-                self.union_dead = True
-                self._kill_first()
+                if self.ending:
+                    self._settled(self.started)
+                else:
+                    self.union_dead = True
+                    self._kill_first()
             elif self.health is not None:
                 self.health.ended(pid, status)
 
@@ -314,15 +334,17 @@ class Supervisor:
         """The root filesystem is gone: so is the container."""
         if self.started is not None and self.started.pid:
             self.error = self.error or "the daemon of its root filesystem has died"
-            try:
-                os.kill(self.started.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            self._send(signal.SIGKILL)
 
     def _ended(self, code: int) -> None:
         """The first process is gone, and with it its pid namespace."""
         started = self.started
         assert started is not None
+        self.ending = True
+        if not self.plan.owns_pids and "mnt" in started.namespaces:
+            from runtime.leftovers import kill_in_mount_namespace
+
+            kill_in_mount_namespace(started.namespaces["mnt"], self.thaw)
         # What was told before the end has been sent before it.
         if started.report in self.handlers:
             self._executed(started.report)
@@ -345,7 +367,23 @@ class Supervisor:
             self.unwatch(started.terminal)
         if self.health is not None:
             self.health.stop()
-        self._collect_union(started)
+        # The union ends by itself when its last mount is gone; descriptors of ours hold those.
+        for fd in started.namespaces.values():
+            os.close(fd)
+        started.namespaces = {}
+        if started.union_pid:
+            self.after(_PATIENCE, lambda: self._end_union(started))
+        else:
+            self._settled(started)
+
+    def _end_union(self, started: launch.Started) -> None:
+        """Somebody outside has the root open, and the container is not: it is over."""
+        if started.union_pid:
+            os.kill(started.union_pid, signal.SIGKILL)
+
+    def _settled(self, started: launch.Started) -> None:
+        """First process and union are gone."""
+        self.ending = False
         started.close()
         if self.error and not self.executed:
             self._tell_first(
@@ -355,18 +393,6 @@ class Supervisor:
             self._restart_later()
         else:
             self.done = True
-
-    def _collect_union(self, started: launch.Started) -> None:
-        """The union ends by itself when its last mount is gone; descriptors of ours hold those."""
-        for fd in started.namespaces.values():
-            os.close(fd)
-        started.namespaces = {}
-        if started.union_pid:
-            try:
-                os.waitpid(started.union_pid, 0)
-            except ChildProcessError:
-                pass
-            started.union_pid = 0
 
     def _restarts(self) -> bool:
         word, _, most = self.restart.partition(":")
@@ -421,14 +447,19 @@ class Supervisor:
             failed = self.transient and not self.executed and code == FAILED
             self.cleanup(self.remove or failed)
         finally:
+            # From here on the container is another's to start or remove.
+            if self.listener is not None:
+                self.listener.close()
             answer = jsonio.dumps({"exit": code, "error": self.error, "hint": self.hint}).encode()
-            for client in list(self.clients):
-                self._flush_and_tell(client, answer)
             for channel in self.waiting:
                 try:
                     channel.send(answer)
                 except OSError:
                     pass
+                channel.close()
+            # Who is attached may take its time: nothing else waits for it.
+            for client in list(self.clients):
+                self._flush_and_tell(client, answer)
 
     def _flush_and_tell(self, client: Client, answer: bytes) -> None:
         for stream, fd in client.sinks.items():
@@ -609,6 +640,7 @@ class Supervisor:
         listener.listen(64)
         listener.setblocking(False)
         os.close(directory)
+        self.listener = listener
         self.watch(listener.fileno(), lambda _events: self._accept(listener))
 
     def _accept(self, listener: _socket.socket) -> None:
@@ -693,23 +725,31 @@ class Supervisor:
             raise RunError("the container is not running")
         if number == signal.SIGKILL:
             self.stopping = True
-        os.kill(self.started.pid, number)
+        self._send(number)
+
+    def _send(self, number: int, *, thaw: bool = False) -> None:
+        """A signal to the first process; the frozen do not even die (cgroup v1)."""
+        if self.started is None or not self.started.pid:
+            return
+        try:
+            os.kill(self.started.pid, number)
+        except ProcessLookupError:
+            return
+        if thaw or number == signal.SIGKILL:
+            self.thaw()
+            if self.paused:
+                self.paused = False
+                self.container.save_state(status="running")
 
     def _ask_to_stop(self, timeout: float) -> None:
         self.stopping = True
+        if self.ending:
+            return
         if self.started is None or not self.started.pid:
             self.done = self.started is not None or self.done
             return
-        try:
-            os.kill(self.started.pid, self.stop_signal)
-        except ProcessLookupError:
-            return
-
-        def kill() -> None:
-            if self.started is not None and self.started.pid:
-                os.kill(self.started.pid, signal.SIGKILL)
-
-        self.after(timeout, kill)
+        self._send(self.stop_signal, thaw=True)
+        self.after(timeout, lambda: self._send(signal.SIGKILL))
 
 
 def become_daemon(keep: set[int], log: str) -> None:

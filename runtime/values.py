@@ -8,6 +8,11 @@ _SIZES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
+def is_number(text: str) -> bool:
+    """Whether these are the digits 0 to 9 and nothing else: ``str.isdigit`` knows more."""
+    return text.isascii() and text.isdigit()
+
+
 def size(text: str, what: str = "size") -> int:
     """Bytes from ``512``, ``64k``, ``1.5g``, ``2GiB`` (powers of 1024, as engines count).
 
@@ -35,11 +40,11 @@ def duration(text: str, what: str = "duration") -> float:
     """
     total, rest = 0.0, text.strip()
     try:
-        if rest.replace(".", "", 1).isdigit():
+        if is_number(rest.replace(".", "", 1)):
             return float(rest)
         while rest:
             digits = 0
-            while digits < len(rest) and (rest[digits].isdigit() or rest[digits] == "."):
+            while digits < len(rest) and (is_number(rest[digits]) or rest[digits] == "."):
                 digits += 1
             letters = digits
             while letters < len(rest) and rest[letters].isalpha():
@@ -119,7 +124,7 @@ def signal_number(text: str) -> int:
         RunError: no such signal.
     """
     word = text.strip().upper().removeprefix("SIG")
-    if word.isdigit() and 1 <= int(word) <= 64:
+    if is_number(word) and len(word) < 3 and 1 <= int(word) <= 64:
         return int(word)
     if word in _SIGNALS:
         return _SIGNALS.index(word) + 1

@@ -18,6 +18,8 @@ _PLAIN = frozenset(
     {"ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "bind", "rbind", "noatime",
      "relatime", "strictatime", "nodiratime", "nosymfollow", "copy", "nocopy", *_PROPAGATIONS}
 )  # fmt: skip
+_HEX = frozenset("0123456789abcdef")
+_ANONYMOUS = 32  # digits of its first container's id
 _LABELS = frozenset({"z", "Z"})  # SELinux relabelling; nothing to do where it is off
 
 
@@ -88,12 +90,42 @@ def parse_volume(text: str) -> Volume:
     return Volume(kind="volume", source=source, target=target, options=options)
 
 
+_KERNELS = ("/proc", "/sys", "/dev")
+
+
+def image_volume(text: str) -> Volume:
+    """A place that an image wants a volume on: a path and nothing else, whatever it looks like.
+
+    Raises:
+        RunError: no path, or one where a container has the kernel's own filesystems.
+    """
+    what = f"the image's volume {text!r}"
+    target = _target(text, what)
+    if target in _KERNELS or target.startswith(tuple(f"{place}/" for place in _KERNELS)):
+        raise RunError(f"{what}: lies where the kernel's filesystems are")
+    return Volume(kind="volume", source="", target=target)
+
+
+def is_anonymous(name: str) -> bool:
+    """Whether a volume's name is one that ``anonymous_name`` gave."""
+    head, dash, tail = name.partition("-")
+    digits = tail.isascii() and tail.isdigit()
+    return len(head) == _ANONYMOUS and not set(head) - _HEX and bool(dash) and digits
+
+
+def anonymous_name(container: str, index: int) -> str:
+    """The name of a container's volume that nobody has named."""
+    return f"{container[:_ANONYMOUS]}-{index}"
+
+
 def parse_mount(text: str) -> Volume:
     """``--mount type=bind|volume|tmpfs,src=...,dst=...[,ro][,OPTION]``.
 
     Raises:
         RunError: not understood.
     """
+    from runtime.values import boolean
+
     what = f"mount {text}"
     kind, source, target = "volume", "", ""
     words: list[str] = []
@@ -106,7 +138,7 @@ def parse_mount(text: str) -> Volume:
         elif key in ("dst", "destination", "target"):
             target = value
         elif key in ("ro", "readonly"):
-            words.append("ro" if value in ("", "true", "1") else "rw")
+            words.append("ro" if not equals or boolean(value, f"{what}: {key}") else "rw")
         elif key in ("bind-propagation", "relabel"):
             words.append(value if key != "relabel" else "z")
         elif key in ("tmpfs-size", "tmpfs-mode") and kind == "tmpfs":
@@ -169,10 +201,11 @@ def oci_mount(volume: Volume, source: str) -> dict[str, Any]:
             "source": "tmpfs",
             "options": options,
         }
-    if volume.kind == "volume" and "nocopy" not in volume.options:
+    if volume.kind == "volume":
         from runtime.fill import is_marked
 
-        options += ["copy"] if is_marked(source) else []
+        if is_marked(source):
+            options.append("touch" if "nocopy" in volume.options else "copy")
     if not {"bind", "rbind"} & set(options):
         options.insert(0, "rbind")
     if not set(_PROPAGATIONS) & set(options):

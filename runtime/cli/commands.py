@@ -217,12 +217,14 @@ def _inspect_image(word: str) -> dict[str, Any] | None:
 
 
 def _logs(options: Options, rest: list[str], root: str) -> int:
+    from runtime.values import integer
+
     container = _one(rest, root, "logs CONTAINER")
     since = logs.moment(options["since"]) if options.get("since") else 0.0
     until = logs.moment(options["until"]) if options.get("until") else 0.0
     tail = options.get("tail", "all")
-    if tail != "all" and not tail.isdigit():
-        raise RunError(f"--tail {tail}: not a number")
+    if tail != "all":
+        integer(tail, "--tail", 0)
 
     def wanted(entry: dict[str, str]) -> bool:
         when = state.parse_stamp(entry["time"]) if since or until else 0.0
@@ -439,10 +441,6 @@ def stop_one(container: state.Container, timeout: float | None) -> None:
     request: dict[str, Any] = {"op": "stop"}
     if timeout is not None:
         request["timeout"] = timeout
-    if container.state().get("status") == "paused":
-        from runtime.cli.resources import set_paused
-
-        set_paused(container, False)
     try:
         console.ask(container.directory, request)
     except RunError:
@@ -499,7 +497,7 @@ def _rename(options: Options, rest: list[str], root: str) -> int:
     container = containers.find(rest[0])
     old = container.name
     containers.take_name(rest[1], container)
-    container.save_state(name=rest[1])
+    container.save_name(rest[1])
     containers.drop_name(old, container)
     state.record_event(root, "container", "rename", container, name=rest[1])
     return 0
@@ -543,10 +541,17 @@ def remove_one(container: state.Container, options: Options) -> None:
         except RunError:
             pass
         _wait_lock(container)
-        if not os.path.isdir(container.directory):
-            return  # --rm has removed it
-    removal.kill_left(container)
-    anonymous = options.get("volumes") or stored_request(container).rm
-    removal.remove_files(container)
-    if anonymous:
-        removal.remove_anonymous_volumes(container)
+    try:
+        lock = container.lock(patient=True)
+    except BlockingIOError:
+        raise RunError(f"container {container.name} is running", "it has just started") from None
+    except FileNotFoundError:
+        return  # --rm has removed it, or somebody else
+    try:
+        removal.kill_left(container)
+        anonymous = options.get("volumes") or stored_request(container).rm
+        removal.remove_files(container)
+        if anonymous:
+            removal.remove_anonymous_volumes(container)
+    finally:
+        os.close(lock)

@@ -30,9 +30,7 @@ def target_of(container: state.Container) -> Target:
     config = container.config
     single = bool(config.get("single"))
     return Target(
-        process=process_plan(
-            config["spec"], scope_signals=bool(config.get("scope_signals"))
-        ).replace(rlimits=()),
+        process=process_plan(config["spec"], scope_signals=bool(config.get("scope_signals"))),
         single=single,
         machine=os.uname().machine,
     )
@@ -60,9 +58,15 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
         program = prepare.filter_for(process, target.machine, target.single, root)
     from runtime import cgroupfs
 
-    cgroupfs.join_container(container)
+    groups = cgroupfs.openings(container)
     detach = bool(values.get("detach"))
-    stdio = _stdio(bool(values.get("interactive")), detach)
+    pipes = None
+    if detach or process.terminal:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        stdio = (null, null, null)
+    else:
+        pipes = _Pipes(bool(values.get("interactive")))
+        stdio = pipes.theirs
     entered = enter.start(
         process,
         namespaces,
@@ -71,12 +75,16 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
         stdio=stdio,
         single=target.single,
         detach=detach,
+        groups=groups,
     )
     if detach:
         entered.wait()
         return 0
     _forward_signals(entered.pid, entered.terminal)
-    if entered.terminal >= 0:
+    if pipes is not None:
+        pipes.entered()
+        pipes.relay(os.pidfd_open(entered.joiner))
+    else:
         keys = console.parse_keys(values.get("detach_keys", "ctrl-p,ctrl-q"))
         try:
             _relay(entered.terminal, keys, bool(values.get("interactive")))
@@ -129,11 +137,102 @@ def _changed(
     )
 
 
-def _stdio(interactive: bool, detach: bool) -> tuple[int, int, int]:
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    if detach:
-        return null, null, null
-    return (0 if interactive else null), 1, 2
+class _Pipes:
+    """Pipes between us and a process that has no terminal.
+
+    What we were called with stays here: a terminal or a file of the host's, once inside, could
+    be read from, opened anew for writing, or kept by a process in the background.
+    """
+
+    def __init__(self, interactive: bool) -> None:
+        self.ours: dict[int, int] = {}  # by our own descriptor: 0, 1 and 2
+        theirs = []
+        for number in range(3):
+            if number == 0 and not interactive:
+                theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+                continue
+            read, write = os.pipe2(os.O_CLOEXEC)
+            theirs.append(write if number else read)
+            self.ours[number] = read if number else write
+        self.theirs = (theirs[0], theirs[1], theirs[2])
+
+    def entered(self) -> None:
+        """The process has its ends."""
+        for fd in self.theirs:
+            os.close(fd)
+
+    def relay(self, ended: int) -> None:
+        """Carry bytes until ``ended``, a pidfd, tells that the process is gone.
+
+        Others that still have the pipes are not waited for.
+        """
+        watcher = select.poll()
+        watcher.register(ended, select.POLLIN)
+        for number in (1, 2):
+            os.set_blocking(self.ours[number], False)
+            watcher.register(self.ours[number], select.POLLIN)
+        if 0 in self.ours:
+            os.set_blocking(self.ours[0], False)
+            watcher.register(0, select.POLLIN)
+        pending = b""
+        while True:
+            ready = {fd for fd, _ in watcher.poll()}
+            for number in (1, 2):
+                fd = self.ours.get(number, -1)
+                if fd in ready and not _pass_on(fd, number):
+                    watcher.unregister(fd)
+                    os.close(self.ours.pop(number))
+            if ended in ready:
+                for number in (1, 2):
+                    while number in self.ours and _pass_on(self.ours[number], number, more=True):
+                        pass
+                return
+            if 0 in ready or self.ours.get(0, -1) in ready:
+                pending = self._feed(watcher, pending)
+
+    def _feed(self, watcher: select.poll, pending: bytes) -> bytes:
+        """Our standard input to theirs; what they did not take yet, for which is then waited."""
+        sink = self.ours[0]
+        end = False
+        if not pending:
+            try:
+                pending = os.read(0, 1 << 16)
+            except OSError:
+                pass
+            end = not pending
+        waited = False
+        try:
+            pending = pending[os.write(sink, pending) :] if pending else b""
+        except BlockingIOError:
+            waited = True
+        except BrokenPipeError:
+            end = True
+        for fd in (0, sink):
+            try:
+                watcher.unregister(fd)
+            except KeyError:
+                pass
+        if end:
+            os.close(self.ours.pop(0))
+            return b""
+        if pending or waited:
+            watcher.register(sink, select.POLLOUT)
+        else:
+            watcher.register(0, select.POLLIN)
+        return pending
+
+
+def _pass_on(source: int, target: int, *, more: bool = False) -> bool:
+    """What can be read now; False: that was the end (``more``: or there is nothing now)."""
+    try:
+        data = os.read(source, 1 << 16)
+    except BlockingIOError:
+        return not more
+    try:
+        console.write_all(target, data)
+    except BrokenPipeError:
+        return False
+    return bool(data)
 
 
 def _forward_signals(pid: int, terminal: int) -> None:

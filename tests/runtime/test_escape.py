@@ -6,8 +6,13 @@ the host's interpreter, bound into the container.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import select
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -275,3 +280,74 @@ def test_landlock_keeps_to_what_is_named(any_pyrun: Pyrun) -> None:
         "touch /usr/x 2>/dev/null || echo usr", options=tuple(options),
     )  # fmt: skip
     assert told == "tmp\netc\nusr\n"
+
+
+_LOOK = "for n in 0 1 2; do readlink /proc/self/fd/$n; done"
+
+
+def _is_ours(line: str) -> bool:
+    return line == "/dev/null" or line.startswith(("pipe:", "/dev/pts/"))
+
+
+@pytest.mark.parametrize("options", [(), ("-i",)])
+def test_exec_hands_no_terminal_of_the_host_in(any_pyrun: Pyrun, options: tuple[str, ...]) -> None:
+    """A process in the background would read what is typed at the host's next prompt."""
+    any_pyrun.start("x", "sleep", "100")
+    master, slave = os.openpty()
+    with subprocess.Popen(
+        [*any_pyrun.command, "exec", *options, "x", "sh", "-c", f"{_LOOK}; test ! -t 0 -a ! -t 1"],
+        env=any_pyrun.environment, stdin=slave, stdout=slave, stderr=slave,
+    ) as process:  # fmt: skip
+        os.close(slave)
+        said = b""
+        with contextlib.suppress(OSError):
+            while data := os.read(master, 4096):
+                said += data
+        os.close(master)
+    assert process.returncode == 0
+    lines = said.decode().split()
+    assert len(lines) == 3 and all(map(_is_ours, lines)), lines
+
+
+def test_exec_hands_no_file_of_the_host_in(any_pyrun: Pyrun, tmp_path: Path) -> None:
+    """Through /proc/self/fd a file could be opened anew, for writing."""
+    any_pyrun.start("x", "sleep", "100")
+    script, output = any_pyrun.place / "script", any_pyrun.place / "output"
+    script.write_text(f"{_LOOK}\n: >/proc/self/fd/0\n")
+    script.chmod(0o666)
+    with script.open() as given, output.open("w") as told:
+        subprocess.run(
+            [*any_pyrun.command, "exec", "-i", "x", "sh"], env=any_pyrun.environment,
+            stdin=given, stdout=told, stderr=told, check=False, timeout=60,
+        )  # fmt: skip
+    lines = output.read_text().split()[:3]
+    assert len(lines) == 3 and all(map(_is_ours, lines)), lines
+    assert script.read_text().startswith("for n in")
+
+
+@pytest.mark.parametrize("options", [(), ("--user", "alice"), ("--cap-add", "SYS_ADMIN")])
+def test_without_no_new_privileges_the_filter_still_holds(
+    any_pyrun: Pyrun, options: tuple[str, ...]
+) -> None:
+    if any_pyrun.kind == "single" and "--user" in options:
+        pytest.skip("needs a user with subordinate ids")
+    given = (*options, "--security-opt", "no-new-privileges=false")
+    any_pyrun.start("n", "sleep", "100", options=given)
+    for words in (("exec", "n"), ("exec", "--user", "0", "n")):
+        told = any_pyrun(*words, "grep", "-E", "^(Seccomp|NoNewPrivs):", "/proc/self/status")
+        assert told.stdout.split() == ["NoNewPrivs:", "0", "Seccomp:", "2"]
+    told = any_pyrun.out("grep", "-E", "^(Seccomp|NoNewPrivs):", "/proc/self/status", options=given)
+    assert told.split() == ["NoNewPrivs:", "0", "Seccomp:", "2"]
+
+
+def test_the_command_ends_with_its_supervisor_whoever_it_is(any_pyrun: Pyrun) -> None:
+    """Changing ids clears the signal that process 1 gets when its supervisor dies."""
+    if any_pyrun.kind == "single":
+        pytest.skip("needs a user with subordinate ids")
+    any_pyrun.start("d", "sleep", "1000", options=("--init=false", "--user", "alice"))
+    directory = json.loads(any_pyrun("inspect", "d").stdout)[0]["Directory"]
+    told = json.loads(Path(directory, "state.json").read_text())
+    first = os.pidfd_open(told["pid"])
+    os.kill(told["supervisor"], signal.SIGKILL)
+    assert select.select([first], [], [], 60)[0], "it lives on"
+    os.close(first)

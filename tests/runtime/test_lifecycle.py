@@ -228,3 +228,143 @@ def test_many_at_once_leave_nothing(any_pyrun: Pyrun) -> None:
     said = [process.communicate(timeout=120)[0].strip() for process in running]
     assert said == [str(number) for number in range(12)]
     assert any_pyrun("ps", "-aq").stdout == ""
+
+
+_DEADLINE = 60
+
+
+def _done(pyrun: Pyrun, *words: str) -> None:
+    """A command that must not wait for anything else."""
+    subprocess.run(
+        [*pyrun.command, *words], env=pyrun.environment, check=True, timeout=_DEADLINE,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def _told(pyrun: Pyrun, name: str) -> dict[str, int]:
+    directory = Path(str(_state(pyrun, name)["Directory"]))
+    told: dict[str, int] = json.loads((directory / "state.json").read_text())
+    return told
+
+
+def _gone(fds: list[int]) -> None:
+    import select
+
+    for fd in fds:
+        assert select.select([fd], [], [], _DEADLINE)[0], "it lives on"
+        os.close(fd)
+
+
+def _pid_of(pyrun: Pyrun, name: str, word: str) -> int:
+    for entry in json.loads(pyrun("top", "--json", name).stdout):
+        if word in entry["Command"]:
+            return int(entry["Pid"])
+    raise AssertionError(word)
+
+
+@pytest.mark.parametrize("how", ["end", "stop", "rm", "supervisor"])
+@pytest.mark.parametrize("pid", ["host", "container:other"])
+def test_what_outlives_the_command_with_pids_of_others_is_ended(
+    pyrun: Pyrun, pid: str, how: str
+) -> None:
+    if pyrun.kind == "single" and pid == "host":
+        from runtime.sys import calls
+
+        if calls.landlock_abi() < 6:
+            pytest.skip("one id and the host's pids need Landlock of Linux 6.12")
+    if pid != "host":
+        pyrun.start("other", "sleep", "1000")
+    script = "sleep 2222 & echo up; test $0 = end || exec sleep 3333; read x"
+    pyrun.start("p", "sh", "-c", script, how, options=("--pid", pid, "-i"))
+    wait_for_line(pyrun, "p")
+    told = _told(pyrun, "p")
+    fds = [os.pidfd_open(told["union_pid"]), os.pidfd_open(_pid_of(pyrun, "p", "sleep 2222"))]
+    if how == "end":
+        pyrun("attach", "p", stdin="\n")
+    elif how == "stop":
+        _done(pyrun, "stop", "-t", "0", "p")
+    elif how == "rm":
+        _done(pyrun, "rm", "-f", "p")
+    else:
+        watched = os.pidfd_open(told["supervisor"])
+        os.kill(told["supervisor"], signal.SIGKILL)
+        _gone([watched])
+        assert "exited" in pyrun("ps", "-a", "--format", "{{.Status}}").stdout
+    _gone(fds)
+    if pid != "host":
+        assert pyrun("exec", "other", "sh", "-c", "echo here").stdout == "here\n"
+
+
+@pytest.mark.parametrize("how", ["rm", "kill", "stop", "supervisor"])
+def test_a_frozen_container_ends_as_others_do(root_pyrun: Pyrun, how: str) -> None:
+    from tests.runtime.test_limits import _needs_v1, _ours
+
+    if not os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        _needs_v1("freezer")
+    before = _ours()
+    root_pyrun.start("f", "sleep", "1000")
+    told = _told(root_pyrun, "f")
+    fds = [os.pidfd_open(told[key]) for key in ("pid", "union_pid")]
+    root_pyrun("pause", "f")
+    if how == "rm":
+        _done(root_pyrun, "rm", "-f", "f")
+    elif how == "kill":
+        _done(root_pyrun, "kill", "f")
+    elif how == "stop":
+        _done(root_pyrun, "stop", "-t", "0", "f")
+    else:
+        watched = os.pidfd_open(told["supervisor"])
+        os.kill(told["supervisor"], signal.SIGKILL)
+        _gone([watched])
+        assert root_pyrun("ps", "-a", "--format", "{{.Status}}").stdout == "exited\n"
+    _gone(fds)
+    assert _ours() == before
+
+
+def test_who_does_not_read_on_holds_up_nobody_else(any_pyrun: Pyrun) -> None:
+    single = ("--userns", "single") if any_pyrun.kind == "single" else ()
+    base = ("run", "--name", "r", "--network", "none", *single)
+    with subprocess.Popen(
+        [*any_pyrun.command, *base, "--rootfs", str(any_pyrun.rootfs), "seq", "1", "100000000"],
+        env=any_pyrun.environment, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.read(2) == b"1\n"
+        _done(any_pyrun, "stop", "-t", "0", "r")
+        assert any_pyrun("ps", "-a", "--format", "{{.Status}}").stdout == "exited\n"
+        any_pyrun("rm", "r")
+        # Nothing that was said before the end is lost.
+        lines = process.stdout.read().split(b"\n")
+        assert lines[:2] == [b"2", b"3"] and len(lines) > 10_000
+        assert process.wait() == 137
+
+
+def test_a_new_name_and_an_end_at_the_same_time_are_both_kept(any_pyrun: Pyrun) -> None:
+    """Only the supervisor writes the state."""
+    any_pyrun.start("n", "sh", "-c", "echo up; read x; exit 7", options=("-i",))
+    wait_for_line(any_pyrun, "n")
+    before = _told(any_pyrun, "n")
+    any_pyrun("rename", "n", "m")
+    assert _told(any_pyrun, "m") == before
+    any_pyrun("attach", "m", stdin="\n", code=7)
+    assert any_pyrun("ps", "-a", "--format", "{{.Name}} {{.ExitCode}}").stdout == "m 7\n"
+
+
+def test_a_container_that_is_being_removed_is_not_started(root_pyrun: Pyrun) -> None:
+    from runtime import removal, state
+
+    root_pyrun(
+        "create", "--name", "c", "--network", "none", "--rootfs", str(root_pyrun.rootfs), "ls"
+    )
+    root = str(root_pyrun.place / "pyrun")
+    container = state.Containers(root).find("c")
+    lock = container.lock()
+    assert "running" in root_pyrun("rm", "c", code=1).stderr
+    opened = os.open(container.path("lock"), os.O_RDWR)  # by who is about to start it
+    removal.remove_files(container)
+    os.close(lock)
+    os.mkdir(container.directory)
+    os.close(opened)
+    os.rmdir(container.directory)
+    with pytest.raises(FileNotFoundError):
+        container.lock()

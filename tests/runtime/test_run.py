@@ -273,3 +273,29 @@ def test_keep_id_and_nomap(any_pyrun: Pyrun, tmp_path: Path) -> None:
     told = any_pyrun.out("sh", "-c", "id -u; stat -c %u /v", options=(
         "--userns", "nomap", "-v", f"{tmp_path}:/v"))  # fmt: skip
     assert told.split() == ["0", "65534"]
+
+
+def test_limits_of_a_process_hold_for_those_that_join(any_pyrun: Pyrun) -> None:
+    options = ("--ulimit", "nofile=64", "--oom-score-adj", "500")
+    any_pyrun.start("l", "sleep", "100", options=options)
+    script = "ulimit -n; cat /proc/self/oom_score_adj"
+    assert any_pyrun("exec", "l", "sh", "-c", script).stdout == "64\n500\n"
+
+
+def test_the_hostname_is_in_the_environment(any_pyrun: Pyrun) -> None:
+    options = ("--hostname", "box")
+    assert any_pyrun.out("sh", "-c", "echo $HOSTNAME", options=options) == "box\n"
+
+
+@pytest.mark.parametrize("word", ["ro", "ro=True", "readonly=1", "ro=yes"])
+def test_a_mount_that_is_asked_to_be_read_only_is(
+    any_pyrun: Pyrun, tmp_path: Path, word: str
+) -> None:
+    tmp_path.chmod(0o777)
+    mount = f"type=bind,src={tmp_path},dst=/m,{word}"
+    told = any_pyrun.out(
+        "sh", "-c", "touch /m/x 2>/dev/null || echo ro", options=("--mount", mount)
+    )
+    assert told == "ro\n" and not (tmp_path / "x").exists()
+    bad = mount.replace(word, "ro=perhaps")
+    assert "true or false" in any_pyrun.run("true", options=("--mount", bad), code=125).stderr

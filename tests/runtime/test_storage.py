@@ -48,6 +48,59 @@ def test_anonymous_volumes_go_with_a_fleeting_container(any_pyrun: Pyrun) -> Non
     assert any_pyrun("volume", "ls", "--format", "{{.Name}}").stdout == ""
 
 
+def test_a_volume_that_has_been_written_to_is_never_emptied(
+    any_pyrun: Pyrun, tmp_path: Path
+) -> None:
+    caller = _tree(any_pyrun, tmp_path)
+    for name, options in (("nothing", "/nothere"), ("nocopy", "/srv/data:nocopy")):
+        place = options.partition(":")[0]
+        caller.out("sh", "-c", f"echo mine >{place}/x", options=("-v", f"{name}:{options}"))
+        told = caller.out("sh", "-c", "ls -A /srv/data", options=("-v", f"{name}:/srv/data"))
+        assert told == "x\n"
+    caller.out("true", options=("-v", "empty:/nothere"))
+    assert caller.out("cat", "/srv/data/link", options=("-v", "empty:/srv/data")) == (
+        "from the image\n"
+    )
+    caller("volume", "prune")
+
+
+def test_a_copy_that_was_cut_off_is_begun_anew_if_nobody_has_had_the_volume(
+    any_pyrun: Pyrun, tmp_path: Path
+) -> None:
+    caller = _tree(any_pyrun, tmp_path)
+    for first, kept in ((b"half", False), (b"used", True), (b"new", True)):
+        name = first.decode()
+        caller("volume", "create", name)
+        data = caller.place / "pyrun/volumes" / name / "_data"
+        (data / "part").write_text("")
+        os.setxattr(data, "user.pyrun.new", first)
+        told = caller.out("ls", "-A", "/srv/data", options=("-v", f"{name}:/srv/data"))
+        assert told.split() == (["part"] if kept else ["deep", "link"])
+        with pytest.raises(OSError):
+            os.getxattr(data, "user.pyrun.new")
+    caller("volume", "prune")
+
+
+def test_a_new_volume_that_is_read_only_is_filled_first(any_pyrun: Pyrun, tmp_path: Path) -> None:
+    caller = _tree(any_pyrun, tmp_path)
+    script = "cat /srv/data/link; touch /srv/data/x 2>/dev/null || echo ro"
+    told = caller.out("sh", "-c", script, options=("-v", "v:/srv/data:ro"))
+    assert told == "from the image\nro\n"
+    caller("volume", "prune")
+
+
+def test_an_anonymous_volume_goes_with_the_last_that_has_it(any_pyrun: Pyrun) -> None:
+    any_pyrun.start("a", "sleep", "100", options=("--rm", "-v", "/data"))
+    any_pyrun("exec", "a", "sh", "-c", "echo kept >/data/x")
+    any_pyrun.start("b", "sleep", "100", options=("--volumes-from", "a"))
+    any_pyrun("stop", "-t", "0", "a")
+    assert any_pyrun("exec", "b", "cat", "/data/x").stdout == "kept\n"
+    any_pyrun("restart", "-t", "0", "b")
+    assert any_pyrun("exec", "b", "cat", "/data/x").stdout == "kept\n"
+    any_pyrun("rm", "-f", "-v", "b")
+    assert any_pyrun("volume", "ls", "--format", "{{.Name}}").stdout == ""
+
+
 def test_what_is_mounted_on_is_no_change(any_pyrun: Pyrun, tmp_path: Path) -> None:
     caller = _tree(any_pyrun, tmp_path)
     caller("run", "--name", "c", "--network", "none", "--rootfs", str(caller.rootfs), "true")
