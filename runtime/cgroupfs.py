@@ -277,7 +277,7 @@ def openings(container: state.Container) -> list[int]:
         from runtime import cgroups
 
         if cgroups.by_systemd():
-            # From a scope of the user's own systemd both groups have an ancestor that is the user's.
+            # From a scope of the user's own systemd both have an ancestor that is the user's.
             _make_scope(f"{PREFIX}exec-{container.id[:16]}")
     fds: list[int] = []
     try:
