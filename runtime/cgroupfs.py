@@ -20,6 +20,8 @@ OUTER = frozenset({"cpu", "blkio", "io"})
 PREFIX = "pyrun-"
 #: Before the name of a file that some kernels lack, and that is then not written.
 OPTIONAL = "?"
+#: In place of a v2 controller: the values are rules of a program.
+DEVICES = "bpf-devices"
 
 
 def read(path: str) -> str:
@@ -142,13 +144,27 @@ def write(plan: CgroupPlan, values: tuple[tuple[str, str, str, str], ...]) -> No
         RunError: the kernel refuses one.
     """
     later: list[tuple[str, str, str, str]] = []
+    rules = tuple(text for _, controller, _, text in values if controller == DEVICES)
+    if rules:
+        _allow_devices(directory_of(plan, "inner", ""), rules)
     for value in values:
+        if value[1] == DEVICES:
+            continue
         # v1: memory and memory with swap bound each other, so what is right to begin with
         # depends on what they were.
         if not _write_value(plan, value, forgiving=True):
             later.append(value)
     for value in later:
         _write_value(plan, value)
+
+
+def _allow_devices(directory: str, rules: tuple[str, ...]) -> None:
+    from runtime.sys import bpf
+
+    try:
+        bpf.allow_devices(directory, rules)
+    except OSError as error:
+        raise RunError(f"device rules of {directory}: {error.strerror}") from None
 
 
 def _write_value(

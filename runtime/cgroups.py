@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import stat
 
-from runtime.cgroupfs import OPTIONAL, OUTER, PREFIX, read
+from runtime.cgroupfs import DEVICES, OPTIONAL, OUTER, PREFIX, read
 from runtime.errors import RunError
 from runtime.plan import CgroupPlan
 from runtime.record import Record
@@ -223,7 +223,7 @@ def _devices(request: RunRequest) -> list[Limit]:
     if not option:
         return []
     rules = tuple(("devices.allow", text) for text in (*_DEVICES, *allowed))
-    return [(option, "devices", "", (("devices.deny", "a"), *rules), ())]
+    return [(option, "devices", DEVICES, (("devices.deny", "a"), *rules), rules)]
 
 
 def _checked_rule(text: str) -> str:
@@ -405,9 +405,16 @@ def _plan_v2(request: RunRequest, limits: list[Limit], host: Host, name: str) ->
     values: list[tuple[str, str, str, str]] = []
     used: set[str] = set()
     for option, _, controller, _, files in limits:
-        if not controller:
-            hint = "devices are bound one by one, for reading and writing, with --device"
-            _refuse(option, "cgroup v2 has no device rules without BPF", hint, request, warnings)
+        if controller == DEVICES:
+            from runtime.sys import bpf
+
+            refused = bpf.why_not()
+            if refused:
+                why = f"device rules of cgroup v2 are a program of bpf(2): {refused.lower()}"
+                hint = "as root (CAP_SYS_ADMIN of the host), with a kernel with CONFIG_CGROUP_BPF"
+                _refuse(option, why, hint, request, warnings)
+            else:
+                values += [("inner", controller, file, text) for file, text in files]
             continue
         if controller not in available:
             hint = (

@@ -208,6 +208,8 @@ def _root_plan(
         elif kind == "union" and _is_foreign(source.lowers, plan):
             plan = ids.show_foreign_as_root(plan)
     options.append("volatile" if request.rm else "redirect_dir=copy")
+    if kind == "union" and (request.cpus or request.cpu_quota or request.cpu_shares):
+        options.append("busy_poll=0")  # the daemon's waiting would count as the container's work
     lowers = source.lowers if kind == "copy" else (*source.lowers, places(container.root))
     root = RootPlan(
         kind="plain" if kind == "copy" else kind,

@@ -102,20 +102,16 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
     fd = open_mounted(request)
     tree = _take(plan.root.mountpoint)
 
-    class Transient(daemon.Daemon):
-        """Its changes go with it: nothing is written out at the end, all is removed."""
-
-        def _finish(self) -> None:
-            for path in (root.upper, root.work):
-                parent = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                remove_tree(parent, os.path.basename(path))
-                os.close(parent)
+    discard = root.transient and bool(root.upper)
 
     def serve() -> None:
         gc.freeze()  # modules are not looked through again and again
         gc.enable()
-        kind = Transient if root.transient and root.upper else daemon.Daemon
-        kind(options, union, fd, None).serve(None)
+        daemon.Daemon(options, union, fd, None, discard=discard).serve(None)
+        for path in (root.upper, root.work) if discard else ():
+            parent = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            remove_tree(parent, os.path.basename(path))
+            os.close(parent)
 
     return tree, serve
 

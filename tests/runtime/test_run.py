@@ -299,3 +299,11 @@ def test_a_mount_that_is_asked_to_be_read_only_is(
     assert told == "ro\n" and not (tmp_path / "x").exists()
     bad = mount.replace(word, "ro=perhaps")
     assert "true or false" in any_pyrun.run("true", options=("--mount", bad), code=125).stderr
+
+
+def test_with_a_limit_of_processors_the_daemon_does_not_poll(any_pyrun: Pyrun) -> None:
+    """Its time is the container's: waiting would use up the quota."""
+    given = ("--dry-run", "--json", "--limits", "best-effort")
+    for options, wanted in (((), 0), (("--cpus", "0.5"), 1), (("--cpu-shares", "100"), 1)):
+        told = any_pyrun.run("true", options=(*given, *options)).stdout
+        assert told.count('"busy_poll=0"') == wanted
