@@ -100,8 +100,9 @@ def create(request: RunRequest, root: str, *, fleeting: bool = False) -> Created
     host = facts.ask()
     container = containers.create(request.name)
     source, held = None, -1
-    # Until it is written down whose volumes these are, too.
-    volumes_lock = removal.lock_volumes(root) if request.volumes_from else -1
+    volumes_lock = -1
+    if request.volumes_from or request.volume or request.mount or image.get("Volumes"):
+        volumes_lock = removal.lock_volumes(root, shared=True)
     try:
         if request.rootfs:
             source = _tree(request, container)

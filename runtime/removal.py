@@ -8,7 +8,7 @@ import os
 from runtime import jsonio, state
 from runtime.errors import RunError
 from runtime.lean import signal
-from runtime.volumes import is_anonymous
+from runtime.volumes import is_anonymous, is_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,10 +55,13 @@ def _volumes_of(container: state.Container) -> set[str]:
     return {str(volume["source"]) for volume in volumes if volume.get("kind") == "volume"}
 
 
-def lock_volumes(root: str) -> int:
-    """While the descriptor is open nobody takes volumes of another container, or removes them."""
+def lock_volumes(root: str, *, shared: bool = False) -> int:
+    """While the descriptor is open nobody removes a volume.
+
+    ``shared``: for those who take volumes, until it is written down that they have them.
+    """
     fd = os.open(f"{root}/volumes", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(fd, fcntl.LOCK_EX)
+    fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     return fd
 
 
@@ -152,8 +155,8 @@ def remove_volume(root: str, name: str) -> None:
         RunError: there is none.
     """
     path = f"{root}/volumes/{name}"
-    if "/" in name or not os.path.isdir(path):
-        raise RunError(f"no volume {name}", "pyrun volume ls")
+    if not is_name(name) or not os.path.isdir(path):  # "" and ".." are directories, too
+        raise RunError(f"no volume {name or '(no name)'}", "pyrun volume ls")
     remove_directory(path)
 
 

@@ -13,6 +13,7 @@ from runtime.session import Session
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import tarfile
+    from collections.abc import Callable
     from typing import IO, Any
 
 
@@ -195,12 +196,36 @@ def export(options: dict[str, Any], rest: list[str], root: str) -> int:
         os.close(write)
         with open(read, "rb") as stream:
             if output:
-                with open(output, "wb") as file:
-                    _pour(stream, file)
+                _keep(stream, output, lambda: session.finish(pid))
             else:
                 _pour(stream, sys.stdout.buffer)
-        session.finish(pid)
+                session.finish(pid)
     return 0
+
+
+def _keep(source: IO[bytes], path: str, finish: Callable[[], None]) -> None:
+    """Into a file that takes its name when it is whole: what has the name before is not lost.
+
+    Raises:
+        OSError: the file cannot be made.
+        RunError: of ``finish``, which tells whether all has come.
+    """
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe, a device
+        with open(path, "wb") as file:
+            _pour(source, file)
+        finish()
+        return
+    draft = f"{path}.{os.getpid()}.new"
+    with open(draft, "xb") as file:
+        try:
+            _pour(source, file)
+            finish()
+            os.fsync(file.fileno())
+            os.rename(draft, path)
+        except BaseException:
+            os.unlink(draft)
+            raise
 
 
 def diff(options: dict[str, Any], rest: list[str], root: str) -> int:

@@ -131,9 +131,11 @@ def _main(words: list[str]) -> int:
 
 
 def _show(error: UserError, code: int) -> int:
-    sys.stderr.write(f"error: {error}\n")
+    from runtime.cli.output import printable
+
+    sys.stderr.write(f"error: {printable(str(error))}\n")
     if error.hint:
-        sys.stderr.write(f"hint: {error.hint}\n")
+        sys.stderr.write(f"hint: {printable(error.hint)}\n")
     return code
 
 

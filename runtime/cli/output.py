@@ -13,9 +13,22 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def printable(text: str) -> str:
+    """``text`` without control characters: images name commands, and terminals obey them."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
+        for char in text
+    )
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Columns as wide as their widest entry."""
-    lines = [[str(head) for head in heads], *([str(cell) for cell in row] for row in rows)]
+    lines = [
+        [str(head) for head in heads],
+        *([printable(str(cell)) for cell in row] for row in rows),
+    ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     for line in lines:
         padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
@@ -57,6 +70,10 @@ def render(template: str, value: Any) -> str:
     return text
 
 
+def _cells(line: str) -> str:
+    return "\t".join(map(printable, line.split("\t")))
+
+
 def show(options: dict[str, Any], items: list[dict[str, Any]]) -> bool:
     """Print as ``--json`` or ``--format`` ask; False if neither was given."""
     template = options.get("format", "")
@@ -65,7 +82,10 @@ def show(options: dict[str, Any], items: list[dict[str, Any]]) -> bool:
         return True
     if template:
         template = template.removeprefix("table ")
-        sys.stdout.write("".join(f"{render(template, item)}\n" for item in items))
+        lines = [render(template, item) for item in items]
+        if sys.stdout.isatty():  # a script gets what there is
+            lines = ["\n".join(map(_cells, line.split("\n"))) for line in lines]
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
         return True
     return False
 

@@ -166,16 +166,18 @@ def volume(options: Options, rest: list[str], root: str) -> int:
         if not show(options, items):
             table(("VOLUME", "PLACE"), [(item["Name"], item["Mountpoint"]) for item in items])
         return 0
-    used = _used_volumes(root)
-    if action in ("rm", "remove"):
-        if not names:
+    if action in ("rm", "remove", "prune"):
+        prune = action == "prune"
+        if not names and not prune:
             raise RunError("no volume named", "pyrun volume rm NAME")
-        for name in names:
-            if name in used:
-                raise RunError(f"volume {name} is used by container {used[name]}")
-            removal.remove_volume(root, name)
-            sys.stdout.write(f"{name}\n")
+        lock = removal.lock_volumes(root) if found else -1
+        try:
+            _remove_volumes(root, [] if prune else names, found if prune else [])
+        finally:
+            if lock >= 0:
+                os.close(lock)
         return 0
+    used = _used_volumes(root)
     if action == "inspect":
         missing = [name for name in names if name not in found]
         if missing or not names:
@@ -186,13 +188,21 @@ def volume(options: Options, rest: list[str], root: str) -> int:
         if not show(options, items):
             show({"json": True}, items)
         return 0
-    if action == "prune":
-        for name in found:
-            if name not in used:
-                removal.remove_volume(root, name)
-                sys.stdout.write(f"{name}\n")
-        return 0
     raise RunError(f"volume {action}: unknown", "create, ls, rm, inspect or prune")
+
+
+def _remove_volumes(root: str, named: list[str], unused: list[str]) -> None:
+    """Volumes by name, and those of ``unused`` that no container has.
+
+    Raises:
+        RunError: one that was named is used, or is not there.
+    """
+    used = _used_volumes(root)
+    for name in [*named, *(name for name in unused if name not in used)]:
+        if name in used:
+            raise RunError(f"volume {name} is used by container {used[name]}")
+        removal.remove_volume(root, name)
+        sys.stdout.write(f"{name}\n")
 
 
 def _used_volumes(root: str) -> dict[str, str]:

@@ -1,0 +1,61 @@
+"""What goes to terminals and into files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from runtime.cli import main
+from runtime.cli.files import _keep
+from runtime.cli.output import printable, table
+from runtime.errors import RunError
+from tests.runtime.conftest import Pyrun
+
+
+def test_no_terminal_obeys_what_an_image_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable("é ü 漢 ok") == "é ü 漢 ok"
+    assert printable("a\x1b[2J\r\nb\x9b\u202e") == "a\\x1b[2J\\r\\nb\\x9b\\u202e"
+    table(("COMMAND",), [("sh \x1b]0;title\x07",)])
+    assert main._show(RunError("no \x1b[31m", "\x07"), 125) == 125
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err and "\x07" not in told.out + told.err
+    assert told.err == "error: no \\x1b[31m\nhint: \\x07\n"
+
+
+def test_a_command_is_listed_in_one_line(any_pyrun: Pyrun) -> None:
+    any_pyrun.start("c", "sh", "-c", "sleep 100 # \x1b[2J\nx")
+    told = any_pyrun("ps").stdout
+    assert "\x1b" not in told and len(told.splitlines()) == 2
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
+    target = tmp_path / "there.tar"
+    target.write_bytes(b"old")
+    link = tmp_path / "link"
+    link.symlink_to(target)
+
+    def fail() -> None:
+        raise RunError("cut off")
+
+    def stream(data: bytes) -> int:
+        read, write = os.pipe()
+        os.write(write, data)
+        os.close(write)
+        return read
+
+    with open(stream(b"new"), "rb") as source, pytest.raises(RunError, match="cut off"):
+        _keep(source, str(link), fail)
+    assert target.read_bytes() == b"old" and sorted(os.listdir(tmp_path)) == ["link", "there.tar"]
+    with open(stream(b"new"), "rb") as source:
+        _keep(source, str(link), lambda: None)
+    assert target.read_bytes() == b"new" and link.is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["link", "there.tar"]
+
+
+def test_an_export_of_nothing_leaves_the_file_alone(any_pyrun: Pyrun) -> None:
+    target = any_pyrun.place / "kept"
+    target.write_text("old")
+    any_pyrun("export", "--output", str(target), "nosuch", code=1)
+    assert target.read_text() == "old"
