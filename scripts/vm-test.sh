@@ -89,7 +89,21 @@ pyrun unpause c >/dev/null
 check "stats come from the cgroup" "cgroup" pyrun stats --format '{{.Source}}' c
 pyrun rm -f c >/dev/null
 check "no group is left" "" find /sys/fs/cgroup -name 'pyrun-*' -user "$(id -u)" -path '*container*'
-check "a device rule is refused" "*cannot be enforced*" run --device-cgroup-rule 'c 1:3 r' true
+if [ "$(id -u)" -eq 0 ]; then
+    try='exec 2>/dev/null; (exec 3</dev/fuse) && echo -n read; (exec 3>/dev/fuse) && echo -n written
+        echo x >/dev/null && echo -n null; (exec 3<>/dev/ptmx) && echo -n ptmx'
+    check "a device may be read and not written" "readnullptmx" run --device /dev/fuse:/dev/fuse:r sh -c "$try"
+    check "a device may be read and written" "readwrittennullptmx" run --device /dev/fuse sh -c "$try"
+    check "devices that no rule names are refused" "nullptmx" \
+        run --device-cgroup-rule 'c 42:* r' --volume /dev/fuse:/dev/fuse sh -c "$try"
+    check "devices that a rule names are not" "readwrittennullptmx" \
+        run --device-cgroup-rule 'c 10:229 rw' --volume /dev/fuse:/dev/fuse sh -c "$try"
+    pyrun run -d --name d --network none --device /dev/fuse:/dev/fuse:r --rootfs / sleep 1000 >/dev/null
+    check "device rules hold for exec" "readnullptmx" pyrun exec d sh -c "$try"
+    pyrun rm -f d >/dev/null
+else
+    check "device rules need root" "*cannot be enforced*bpf*as root*" run --device-cgroup-rule 'c 1:3 r' true
+fi
 exit $failed
 EOF
 cat >"$tree/opt/pyunion/main" <<'EOF'
