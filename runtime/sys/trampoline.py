@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import struct
 
+from runtime.errors import RunError
+
 #: Where a failure is told.
 REPORT_FD = 1000
 
@@ -57,19 +59,37 @@ def image(machine: str) -> bytes:
 
 
 def create(machine: str) -> int:
-    """A descriptor of the sealed program, or -1 where it cannot be had."""
+    """A descriptor of the sealed program; -1 where it cannot be had and is not needed.
+
+    It is not needed where the caller, whom the container's root is on the host, could not write to
+    the interpreter.
+
+    Raises:
+        RunError: it cannot be had, and a container could overwrite the interpreter.
+    """
     program = image(machine)
-    if not program:
-        return -1
-    for flags in (_MFD_EXEC, 0):
+    for flags in (_MFD_EXEC, 0) if program else ():
+        fd = -1
         try:
             fd = os.memfd_create("pyrun", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
+            os.fchmod(fd, 0o555)  # EPERM: vm.memfd_noexec has sealed it
         except OSError:
+            if fd >= 0:
+                os.close(fd)
             continue
         import fcntl
 
         os.write(fd, program)
-        os.fchmod(fd, 0o555)
         fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
         return fd
+    if _is_ours("/proc/self/exe"):
+        why = "vm.memfd_noexec forbids it" if program else f"there is none for {machine}"
+        raise RunError(
+            f"the interpreter cannot be kept from the container: {why}",
+            "sysctl vm.memfd_noexec=1; or use an interpreter that another user owns",
+        )
     return -1
+
+
+def _is_ours(path: str) -> bool:
+    return os.stat(path).st_uid == os.geteuid() or os.access(path, os.W_OK, effective_ids=True)
