@@ -336,7 +336,7 @@ def test_who_does_not_read_on_holds_up_nobody_else(any_pyrun: Pyrun) -> None:
         # Nothing that was said before the end is lost.
         lines = process.stdout.read().split(b"\n")
         assert lines[:2] == [b"2", b"3"] and len(lines) > 10_000
-        assert process.wait() == 137
+        assert process.wait() in (137, 143)  # SIGKILL comes right after SIGTERM
 
 
 def test_a_new_name_and_an_end_at_the_same_time_are_both_kept(any_pyrun: Pyrun) -> None:
