@@ -427,18 +427,17 @@ class Supervisor:
     def _finish(self) -> None:
         self.log.finish()
         code = self.code if self.code is not None else 125
-        more: dict[str, Any] = {}
         try:
-            self.container.save_state(
-                status="exited",
-                pid=0,
-                union_pid=0,
-                exit_code=code,
-                error=self.error,
-                finished=state.now(),
-                stopped=self.stopping,
-                **more,
-            )
+            if not self.remove:
+                self.container.save_state(
+                    status="exited",
+                    pid=0,
+                    union_pid=0,
+                    exit_code=code,
+                    error=self.error,
+                    finished=state.now(),
+                    stopped=self.stopping,
+                )
             state.record_event(self.container.root, "container", "die", self.container, code=code)
         except OSError:
             pass  # a full disk: the lock tells that it has ended
