@@ -301,7 +301,7 @@ class DirectEngine:
 
     # -- INIT ------------------------------------------------------------------------
 
-    def _init(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+    def _init(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes | None:
         fields = bytes(body[:20]).ljust(20, b"\0")
         major, minor, readahead, flags, more = wire.INIT_IN.unpack(fields)
         if major < 7 or (major == 7 and minor < 31):
@@ -332,8 +332,7 @@ class DirectEngine:
             self.max_write = min(self.max_write, 128 << 10)
         self.protocol = (7, min(minor, wire.KERNEL_MINOR))
         self.features = [name for bit, name in wire.FLAG_NAMES.items() if agreed & bit]
-        self.ready.set()
-        return wire.OUT_HEADER.pack(16 + 64, 0, unique) + wire.INIT_OUT.pack(
+        reply = wire.OUT_HEADER.pack(16 + 64, 0, unique) + wire.INIT_OUT.pack(
             7,
             self.protocol[1],
             readahead,
@@ -347,6 +346,9 @@ class DirectEngine:
             agreed >> 32,
             1 if agreed & wire.PASSTHROUGH else 0,  # how deep the upper may be stacked, and one
         )
+        os.write(self.fd, reply)
+        self.ready.set()  # not before: the kernel sets the readahead window by the answer
+        return None
 
     # -- requests ----------------------------------------------------------------------
 
