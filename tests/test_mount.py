@@ -952,3 +952,9 @@ def test_the_space_of_a_deleted_file_is_free_at_once(tmp_path: Path) -> None:
             mounted.stop()
     finally:
         subprocess.run(["umount", full], check=True)
+
+
+def test_roots_mounts_read_ahead_by_a_mebibyte(shared: Mounted) -> None:
+    device = os.stat(shared.mnt).st_dev
+    window = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    assert window.read_text() == "1024\n"
