@@ -158,8 +158,7 @@ def test_direntplus_is_an_entry_and_a_dirent() -> None:
 def test_init_reply() -> None:
     raw = wire.INIT_OUT.pack(7, 45, 131072, 0x21, 64, 48, 1 << 20, 1, 256, 0, 32, 1)
     expected = bytes.fromhex(
-        "07000000 2d000000 00000200 21000000 4000 3000 00001000 01000000 0001 0000"
-        "20000000 01000000"
+        "07000000 2d000000 00000200 21000000 4000 3000 00001000 01000000 0001 000020000000 01000000"
     )
     assert raw == expected + bytes(24)
 
