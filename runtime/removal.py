@@ -103,8 +103,9 @@ def remove_directory(path: str) -> None:
 
 
 def sweep(root: str) -> None:
-    """Put in order what supervisors that died have left: states, processes, --rm containers."""
+    """Put in order what those that died have left: names, states, processes, --rm containers."""
     _remove_gone(root)
+    state.Containers(root).drop_stale_names()
     for container in state.Containers(root).all():
         try:
             with open(container.path("state.json"), "rb") as file:

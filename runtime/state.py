@@ -318,21 +318,21 @@ class Containers:
             RunError: another has it.
         """
         path = f"{self.root}/names/{name}"
-        for _ in range(2):
+        try:
+            lock = self._lock_names()
             try:
-                os.symlink(container.id, path)
-                return name
-            except FileExistsError:
-                holder = os.readlink(path)
-                if os.path.isdir(f"{self.root}/containers/{holder}"):
+                holder = self._holder(name)
+                if holder:
                     raise RunError(
                         f"container name {name} is in use by {holder[:SHORT]}",
                         f"choose another, or remove that one: pyrun rm {name}",
-                    ) from None
-                os.unlink(path)  # its container is gone
-            except OSError as error:
-                raise RunError(f"container name {name}: {error.strerror}") from None
-        raise RunError(f"container name {name} is in use")
+                    )
+                os.symlink(container.id, path)
+            finally:
+                os.close(lock)
+        except OSError as error:
+            raise RunError(f"container name {name}: {error.strerror}") from None
+        return name
 
     def drop_name(self, name: str, container: Container) -> None:
         """Give a name back."""
@@ -342,6 +342,39 @@ class Containers:
                 os.unlink(path)
         except OSError:
             pass
+
+    def drop_stale_names(self) -> None:
+        """Give back the names whose containers went without doing so."""
+        try:
+            lock = self._lock_names()
+        except OSError:
+            return
+        try:
+            for name in os.listdir(f"{self.root}/names"):
+                self._holder(name)
+        finally:
+            os.close(lock)
+
+    def _lock_names(self) -> int:
+        """While the descriptor is open nobody else takes a name, or takes one for stale."""
+        fd = os.open(f"{self.root}/names", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return fd
+
+    def _holder(self, name: str) -> str:
+        """Whose a name is; "" if it is free, after taking it from a container that is gone."""
+        path = f"{self.root}/names/{name}"
+        try:
+            holder = os.readlink(path)
+        except FileNotFoundError:
+            return ""
+        if os.path.isdir(f"{self.root}/containers/{holder}"):
+            return holder
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass  # given back meanwhile
+        return ""
 
     def all(self) -> list[Container]:
         """Every container, the oldest first."""

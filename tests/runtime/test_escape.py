@@ -28,8 +28,14 @@ def command(name):
         return open(f"/proc/{name}/comm").read().strip()
     except OSError:
         return ""  # gone meanwhile
+def ended(name):
+    # What nobody has waited for yet takes signals of its user; they do nothing.
+    try:
+        return open(f"/proc/{name}/stat").read().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 found = [int(name) for name in os.listdir("/proc") if name.isdigit()
-         and command(name) == "pyrun-union"]
+         and command(name) == "pyrun-union" and not ended(name)]
 def some(path):
     # Of a process that is just ending both are empty, and open to all.
     if not open(path).read():
