@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from cowstore import oci
 from cowstore.database import add_blob, add_image, set_name
-from cowstore.errors import NotFound, StoreError, printable
+from cowstore.errors import NotFound, StoreError
 from cowstore.instructions import apply
 from cowstore.layers import Brought, LayerSource, write_blobs
 from cowstore.locks import Session, commit_lock
 from cowstore.manifest import Entry
 from cowstore.types import CommitOptions, Image, Snapshot
 from cowstore.upperdir import UpperLayer
+from unionfs.errors import printable
 
 if TYPE_CHECKING:
     from cowstore.store import Store

@@ -11,8 +11,9 @@ import os
 import time
 from _thread import RLock
 
-from cowstore.errors import Damaged, NotFound, StoreError, printable
+from cowstore.errors import Damaged, NotFound, StoreError
 from cowstore.layout import Layout
+from unionfs.errors import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import os
 import struct
 
 from cowstore.errors import StoreError
-from cowstore.record import Record
+from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

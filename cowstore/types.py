@@ -7,7 +7,7 @@ specification writes them, or seconds since 1970 where a name ends in ``_at``.
 
 from __future__ import annotations
 
-from cowstore.record import Record
+from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ import stat
 from runtime.cgroupfs import DEVICES, OPTIONAL, OUTER, PREFIX, read
 from runtime.errors import RunError
 from runtime.plan import CgroupPlan
-from runtime.record import Record
 from runtime.values import integer, real, size
 from runtime.volumes import parse_device
+from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

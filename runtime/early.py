@@ -16,7 +16,7 @@ from runtime import facts, ids, launch, union
 from runtime.channel import Channel, pair
 from runtime.errors import RunError
 from runtime.lean import signal
-from runtime.record import Record
+from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

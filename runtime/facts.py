@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from runtime import ids
-from runtime.record import Record
+from unionfs.record import Record
 
 _CAP_SETUID = 7
 _CAP_SYS_ADMIN = 21

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 
 from runtime.errors import RunError
-from runtime.record import Record
+from unionfs.record import Record
 
 #: (inside, outside, count)
 Range = tuple[int, int, int]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from runtime.errors import RunError
-from runtime.record import Record
+from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

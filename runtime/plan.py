@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from runtime.errors import RunError
 from runtime.ids import IdPlan
-from runtime.record import Record
 from runtime.spec import rlimit_number
+from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ words. A request is stored with its container, so that ``start`` plans anew.
 from __future__ import annotations
 
 from runtime.errors import RunError
-from runtime.record import Record
+from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

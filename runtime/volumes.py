@@ -6,7 +6,7 @@ import os
 import stat
 
 from runtime.errors import RunError
-from runtime.record import Record
+from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,11 +4,12 @@
 # usage: scripts/demo.sh
 #
 # Installs pyunion into a fresh temporary folder and mounts a union there whose
-# lower is "/", a container (pyrun) on another, and one from a Debian image made by mmdebstrap (root:
-# which is installed if need be). As an ordinary user (run by root: as an id that nobody has), in
-# a user namespace, it changes root into the union, edits, deletes and renames
-# what belongs to root, and shows what the upper has recorded. The files of the
-# machine are compared before and after. Nothing is left behind.
+# lower is "/". As an ordinary user (run by root: as an id that nobody has), in a
+# user namespace, it changes root into the union, edits, deletes and renames what
+# belongs to root, and shows what the upper has recorded. Then pyrun starts a
+# container on the machine's own root, and one from a Debian image that
+# mmdebstrap makes (root installs it if need be). The files of the machine are
+# compared before and after. Nothing is left behind.
 set -eu
 
 die() {

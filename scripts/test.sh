@@ -120,9 +120,7 @@ if [ -n "$full" ]; then
             "tests/conformance/run_$name"
         fi
     done
-fi
 
-if [ -n "$full" ]; then
     say "the union compiled: the tests that see it from outside"
     compiled=$(mktemp -d)
     trap 'rm -rf "$compiled"' EXIT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
@@ -13,6 +15,27 @@ class UserError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+
+def printable(text: str) -> str:
+    """What a stranger wrote, for a terminal: bytes that are no UTF-8, and controls, are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # of surrogateescape (PEP 383)
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape", "replace").decode("ascii")
+
+
+def show(error: UserError) -> None:
+    """Tell the caller on stderr; names in it may come from an image, and terminals obey them."""
+    sys.stderr.write(f"error: {printable(str(error))}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {printable(error.hint)}\n")
 
 
 class suppress:

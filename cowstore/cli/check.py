@@ -7,9 +7,10 @@ import sys
 
 from cowstore.cli.main import is_quiet, open_store, wants_json
 from cowstore.cli.output import dump, progress
-from cowstore.errors import StoreError, printable
+from cowstore.errors import StoreError
 from cowstore.fsck import check
 from cowstore.repair import repair
+from unionfs.errors import printable
 
 
 def _parser(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import sys
 
-from cowstore.record import Record
-from unionfs.errors import UserError
+from unionfs.errors import UserError, show
+from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -221,9 +221,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        if error.hint:
-            sys.stderr.write(f"hint: {error.hint}\n")
+        show(error)
         return 1
     except BrokenPipeError:
         # Whoever read has enough (`| head`): nothing to complain of, and nothing more to flush.
@@ -236,7 +234,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if error.errno is None:
             return _bug()
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        sys.stderr.write(f"error: {where}{error.strerror}\n")
+        show(UserError(f"{where}{error.strerror}"))
         return 1
     except Exception:
         return _bug()

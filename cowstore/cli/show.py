@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from cowstore.cli.main import open_store, wants_json
 from cowstore.cli.output import age, dump, size, table
-from cowstore.errors import StoreError, printable
+from cowstore.errors import StoreError
 from cowstore.types import Image
+from unionfs.errors import printable
 
 if TYPE_CHECKING:
     from cowstore.store import Store

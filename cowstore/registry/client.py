@@ -22,9 +22,10 @@ from urllib3.exceptions import HTTPError
 
 from cowstore import digest as digests
 from cowstore import oci
-from cowstore.errors import NotFound, Refused, StoreError, printable
+from cowstore.errors import NotFound, Refused, StoreError
 from cowstore.registry.auth import Credentials, find
 from unionfs import __version__
+from unionfs.errors import printable
 
 _ACCEPT: Final = ", ".join((*oci.MANIFESTS, *oci.INDEXES))
 _TRIES: Final = 4

@@ -10,7 +10,7 @@ from runtime import caps, console, enter, prepare, spec, state
 from runtime.errors import RunError
 from runtime.lean import signal
 from runtime.plan import ProcessPlan, process_plan
-from runtime.record import Record
+from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

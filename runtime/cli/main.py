@@ -12,7 +12,7 @@ import os
 import sys
 
 from runtime.errors import RunError
-from unionfs.errors import UserError
+from unionfs.errors import UserError, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,10 +108,11 @@ def _main(words: list[str]) -> int:
         sys.stdout.flush()
         return code
     except RunError as error:
-        code = error.code if command in _AS_ENGINES else 1
-        return _show(error, code)
+        show(error)
+        return error.code if command in _AS_ENGINES else 1
     except UserError as error:
-        return _show(error, failed)
+        show(error)
+        return failed
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0  # who reads has seen enough
@@ -121,22 +122,14 @@ def _main(words: list[str]) -> int:
         if "--debug" in words:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        return _show(UserError(f"{os.fsdecode(where)}{error.strerror or error}"), failed)
+        show(UserError(f"{os.fsdecode(where)}{error.strerror or error}"))
+        return failed
     except Exception:
         import traceback
 
         traceback.print_exc()
         sys.stderr.write("error: this is a bug of pyrun\n")
         return 2
-
-
-def _show(error: UserError, code: int) -> int:
-    from runtime.cli.output import printable
-
-    sys.stderr.write(f"error: {printable(str(error))}\n")
-    if error.hint:
-        sys.stderr.write(f"hint: {printable(error.hint)}\n")
-    return code
 
 
 if __name__ == "__main__":

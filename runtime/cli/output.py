@@ -6,21 +6,12 @@ import sys
 
 from runtime import jsonio
 from runtime.errors import RunError
+from unionfs.errors import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
-
-
-def printable(text: str) -> str:
-    """``text`` without control characters: images name commands, and terminals obey them."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
-        for char in text
-    )
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

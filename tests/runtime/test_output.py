@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cli import main
 from runtime.cli.files import _keep
-from runtime.cli.output import printable, table
+from runtime.cli.output import table
 from runtime.errors import RunError
 from tests.runtime.conftest import Pyrun
+from unionfs.errors import printable, show
 
 
 def test_no_terminal_obeys_what_an_image_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert printable("é ü 漢 ok") == "é ü 漢 ok"
     assert printable("a\x1b[2J\r\nb\x9b\u202e") == "a\\x1b[2J\\r\\nb\\x9b\\u202e"
     table(("COMMAND",), [("sh \x1b]0;title\x07",)])
-    assert main._show(RunError("no \x1b[31m", "\x07"), 125) == 125
+    show(RunError("no \x1b[31m", "\x07"))
     told = capsys.readouterr()
     assert "\x1b" not in told.out + told.err and "\x07" not in told.out + told.err
     assert told.err == "error: no \\x1b[31m\nhint: \\x07\n"

@@ -9,8 +9,8 @@ from runtime.cli import completion, options, parse
 from runtime.cli.output import render
 from runtime.cli.run import request_from
 from runtime.errors import RunError
-from runtime.record import Record
 from runtime.request import RunRequest
+from unionfs.record import Record
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import os
 import sys
 
 from unionfs import __version__
-from unionfs.errors import UserError
+from unionfs.errors import UserError, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -346,9 +346,7 @@ def _exit_code(command: Callable[[Sequence[str]], int], arguments: Sequence[str]
     try:
         return command(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        if error.hint:
-            sys.stderr.write(f"hint: {error.hint}\n")
+        show(error)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -222,12 +222,9 @@ class DirectEngine:
                 try:
                     reply = handlers[opcode & 63](unique, nodeid, uid, gid, body)
                 except OSError as error:
-                    reply = self._error(unique, error)
-                    if error.errno in _NO_SPACE and self.ops.reclaim():
-                        reply = self._again(opcode, unique, nodeid, uid, gid, body)
+                    reply = self._failed(error, opcode, unique, nodeid, uid, gid, body)
                 except Exception:
-                    self._unexpected(f"opcode {opcode} on inode {nodeid}")
-                    reply = wire.OUT_HEADER.pack(16, -errno.EIO, unique)
+                    reply = self._mistake(opcode, unique, nodeid)
                 tidy()
             if reply is not None:
                 try:
@@ -235,16 +232,24 @@ class DirectEngine:
                 except OSError as error:
                     self._undelivered(error)
 
-    def _again(
-        self, opcode: int, unique: int, nodeid: int, uid: int, gid: int, body: memoryview
-    ) -> bytes | None:
-        try:
-            return self._handlers[opcode & 63](unique, nodeid, uid, gid, body)
-        except OSError as error:
-            return self._error(unique, error)
-        except Exception:
-            self._unexpected(f"opcode {opcode} on inode {nodeid}")
-            return wire.OUT_HEADER.pack(16, -errno.EIO, unique)
+    def _failed(
+        self, error: OSError, opcode: int, unique: int, nodeid: int, uid: int, gid: int,
+        body: memoryview,
+    ) -> bytes | None:  # fmt: skip
+        """The reply to a request that ended so; without space, once more after making some."""
+        if error.errno in _NO_SPACE and self.ops.reclaim():
+            try:
+                return self._handlers[opcode & 63](unique, nodeid, uid, gid, body)
+            except OSError as again:
+                error = again
+            except Exception:
+                return self._mistake(opcode, unique, nodeid)
+        return self._error(unique, error)
+
+    def _mistake(self, opcode: int, unique: int, nodeid: int) -> bytes:
+        """The reply where a handler is at fault: it is reported, and others are served."""
+        self._unexpected(f"opcode {opcode} on inode {nodeid}")
+        return wire.OUT_HEADER.pack(16, -errno.EIO, unique)
 
     def _traced(
         self, opcode: int, unique: int, nodeid: int, uid: int, gid: int, body: memoryview
@@ -257,12 +262,11 @@ class DirectEngine:
             try:
                 reply = self._handlers[opcode & 63](unique, nodeid, uid, gid, body)
             except OSError as error:
-                reply = self._error(unique, error)
                 result = errno.errorcode.get(error.errno or 0, str(error))
+                reply = self._failed(error, opcode, unique, nodeid, uid, gid, body)
             except Exception:
-                self._unexpected(f"opcode {opcode} on inode {nodeid}")
-                reply = wire.OUT_HEADER.pack(16, -errno.EIO, unique)
                 result = "EIO (bug)"
+                reply = self._mistake(opcode, unique, nodeid)
             self.ops.tidy()
         if reply is not None:
             try:

@@ -27,18 +27,13 @@ PASSED: Final = 1
 
 
 class Passthrough:
-    """Opens by inode, and the files that are registered with the kernel.
-
-    ``passed`` counts the opens that were handed to the kernel. Inside the monitor only.
-    """
+    """Opens by inode, and the files registered with the kernel; inside the monitor only."""
 
     def __init__(self, ops: Ops, fd: int) -> None:
         self._ops = ops
         self._fd = fd
         self._cached: dict[int, int] = {}
-        self._opens: dict[int, int] = {}
-        self._backing: dict[int, int] = {}
-        self.passed = 0
+        self._passed: dict[int, tuple[int, int]] = {}  # (backing id, opens)
 
     def open(self, ino: int, flags: int) -> tuple[int, int, int]:
         """The answer to OPEN: file handle, FOPEN flags, backing id. Copies up what is written to.
@@ -48,13 +43,9 @@ class Passthrough:
         """
         self._ops.open(ino, flags)
         if ino not in self._cached:
-            backing = self._backing.get(ino)
-            if backing is None:
-                backing = self._register(ino)
+            backing, opens = self._passed.get(ino) or (self._register(ino), 0)
             if backing:
-                self._backing[ino] = backing
-                self._opens[ino] = self._opens.get(ino, 0) + 1
-                self.passed += 1
+                self._passed[ino] = (backing, opens + 1)
                 return PASSED, wire.FOPEN_PASSTHROUGH, backing
         self.opened_cached(ino)
         # Pages of an upper file may be older than what went past this cache.
@@ -75,13 +66,13 @@ class Passthrough:
 
     def release(self, ino: int, handle: int) -> None:
         """An open file is closed for good."""
-        counts = self._opens if handle == PASSED else self._cached
-        left = counts.get(ino, 0) - 1
-        if left > 0:
-            counts[ino] = left
+        if handle != PASSED:
+            opens = self._cached.pop(ino, 1) - 1
+            if opens:
+                self._cached[ino] = opens
             return
-        counts.pop(ino, None)
-        if handle == PASSED:
-            backing = self._backing.pop(ino, 0)
-            if backing:
-                calls.fuse_backing_close(self._fd, backing)
+        backing, opens = self._passed.pop(ino, (0, 1))
+        if opens > 1:
+            self._passed[ino] = (backing, opens - 1)
+        elif backing:
+            calls.fuse_backing_close(self._fd, backing)
