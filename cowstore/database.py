@@ -22,11 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Final
 else:
-    try:
-        # The module without its converters of dates: those take longer to load than it does.
-        import _sqlite3 as sqlite3
-    except ImportError:
-        import sqlite3
+    from cowstore.quicksqlite import sqlite3
 
 _SCHEMA: Final = """
 CREATE TABLE layers (
