@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from runtime import cgroups, facts, ids, images, network, spec, state
+from runtime import cgroups, drafts, facts, ids, images, network, spec, state
 from runtime.errors import RunError
 from runtime.plan import NetworkPlan, Plan, ProcessPlan, RootPlan, make
 from runtime.request import RunRequest
@@ -238,7 +238,7 @@ def places(root: str) -> str:
     """
     path = f"{root}/places"
     if not os.path.isdir(path):
-        draft = f"{path}.{os.getpid()}"
+        draft = drafts.name(path)
         for name in ("dev", "proc", "sys", "etc"):
             os.makedirs(f"{draft}/{name}", 0o755, exist_ok=True)
         for name in ("hosts", "hostname", "resolv.conf"):

@@ -5,35 +5,50 @@ from __future__ import annotations
 import fcntl
 import os
 
-from runtime import jsonio, state
+from runtime import drafts, jsonio, state
 from runtime.errors import RunError
 from runtime.lean import signal
 from runtime.volumes import is_anonymous, is_name
+from unionfs.errors import UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 
-def remove_files(container: state.Container) -> None:
-    """The container's name, snapshot and directory, once it does not run.
+def remove_files(container: state.Container, *, volumes: bool = False) -> None:
+    """The container's name, snapshot and directory, once it does not run; who calls has its lock.
 
-    It is gone from one moment to the next: what is cut off in between is files of nobody.
+    It is gone from one moment to the next: what is cut off behind that, ``sweep`` brings to its
+    end. ``volumes``: with those that nobody named and no other container has.
     """
+    finish(vanish(container), volumes=volumes)
+
+
+def vanish(container: state.Container) -> state.Container:
+    """Let the container be no more; what ``finish`` has to take away, which may be done later."""
     name = container.name
-    give_back(container.config.get("source") or {})
-    state.record_event(container.root, "container", "remove", container, name=name)
-    gone = f"{container.directory}{state.GONE}"
-    os.rename(container.directory, gone)
+    gone = state.Container(container.root, container.id + state.GONE)
+    gone._config = container.config  # as it was written last
+    os.rename(container.directory, gone.directory)
     state.Containers(container.root).drop_name(name, container)
-    remove_directory(gone)
+    state.record_event(container.root, "container", "remove", container, name=name)
+    return gone
+
+
+def finish(gone: state.Container, *, volumes: bool = False) -> None:
+    """Remove what is left of a container that is no more.
+
+    Its directory goes last, because that tells what else there is. Several may be at it.
+    """
+    give_back(gone.config.get("source") or {})
+    if volumes:
+        remove_anonymous_volumes(gone)
+    remove_directory(gone.directory)
 
 
 def remove_anonymous_volumes(container: state.Container) -> None:
-    """Volumes that nobody named and no other container has.
-
-    ``container`` is gone, and has read its configuration before.
-    """
+    """Volumes that nobody named and no other container has; ``container`` is gone."""
     names = {name for name in _volumes_of(container) if is_anonymous(name)}
     if not names:
         return
@@ -102,9 +117,13 @@ def remove_directory(path: str) -> None:
         os.close(parent)
 
 
-def sweep(root: str) -> None:
-    """Put in order what those that died have left: names, states, processes, --rm containers."""
-    _remove_gone(root)
+def sweep(root: str, *, patient: bool = False) -> None:
+    """Put in order what those that died have left: names, states, processes, files.
+
+    ``patient``: those that are just removing a container are waited for.
+    """
+    _finish_removals(root, patient)
+    drafts.sweep(root)
     state.Containers(root).drop_stale_names()
     for container in state.Containers(root).all():
         try:
@@ -130,23 +149,25 @@ def sweep(root: str) -> None:
             )
             state.record_event(root, "container", "die", container, code=137)
             if container.config.get("request", {}).get("rm"):
-                remove_files(container)
+                remove_files(container, volumes=True)
         finally:
             os.close(lock)
 
 
-def _remove_gone(root: str) -> None:
-    """What is left of containers whose removal was cut off."""
-    try:
-        names = os.listdir(f"{root}/containers")
-    except OSError:
-        return
-    for name in names:
-        if name.endswith(state.GONE):
-            try:
-                remove_directory(f"{root}/containers/{name}")
-            except FileNotFoundError:
-                pass  # another command is at it
+def _finish_removals(root: str, patient: bool) -> None:
+    """Bring removals that were cut off to their end; a living supervisor does so itself."""
+    for name in drafts.listed(f"{root}/containers"):
+        if not name.endswith(state.GONE):
+            continue
+        gone = state.Container(root, name)
+        if patient:
+            gone.wait_unlocked()
+        elif gone.supervised():
+            continue
+        try:
+            finish(gone, volumes=bool(gone.config.get("request", {}).get("rm")))
+        except (UserError, OSError):
+            pass  # a store that cannot be written to now: the next command tries again
 
 
 def remove_volume(root: str, name: str) -> None:

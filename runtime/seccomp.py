@@ -251,7 +251,9 @@ def kept(key: str, directory: str, build: Any) -> bytes:
     except OSError:
         pass
     program = bytes(build())
-    temporary = f"{path}.{os.getpid()}"
+    from runtime import drafts
+
+    temporary = drafts.name(path)
     try:
         os.makedirs(directory, 0o700, exist_ok=True)
         with open(temporary, "wb") as file:

@@ -28,7 +28,7 @@ import fcntl
 import os
 import time
 
-from runtime import jsonio
+from runtime import drafts, jsonio
 from runtime.errors import RunError
 from runtime.volumes import is_name
 
@@ -110,7 +110,7 @@ def start_time(pid: int) -> int:
 
 def write_file(path: str, text: str, mode: int = 0o600) -> None:
     """Replace a file by rename: readers see the old or the new."""
-    temporary = f"{path}.{os.getpid()}.new"
+    temporary = drafts.name(path)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         try:
@@ -223,6 +223,15 @@ class Container:
             os.close(fd)
             raise
         return fd
+
+    def wait_unlocked(self) -> None:
+        """Until nobody has the lock: no supervisor, and nobody who removes it."""
+        try:
+            fd = os.open(self.path("lock"), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        os.close(fd)
 
     def supervised(self) -> bool:
         """Whether a supervisor lives."""

@@ -261,8 +261,7 @@ class _Supervision:
                 # The store gives nothing back whose lock is held.
                 while len(held) > 1:
                     os.close(held.pop())
-                removal.remove_files(fresh)
-                removal.remove_anonymous_volumes(fresh)
+                removal.remove_files(fresh, volumes=True)
         finally:
             while held:  # the container's own lock is the first
                 os.close(held.pop())

@@ -32,15 +32,18 @@ def remove_tree(dir_fd: int, name: str) -> None:
         return
     except OSError:
         pass
-    fd = _open(dir_fd, name)
     try:
-        with os.scandir(fd) as entries:
-            names = [entry.name for entry in entries]
-        for inner in names:
-            remove_tree(fd, inner)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=dir_fd)
+        fd = _open(dir_fd, name)
+        try:
+            with os.scandir(fd) as entries:
+                names = [entry.name for entry in entries]
+            for inner in names:
+                remove_tree(fd, inner)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass  # another is at it, too
 
 
 def _open(dir_fd: int, name: str) -> int:

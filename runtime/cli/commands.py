@@ -393,20 +393,8 @@ def wait_for(container: state.Container) -> int:
             answer, _ = console.ask(container.directory, {"op": "wait"})
             return int(answer.get("exit", 125))
         except RunError:
-            _wait_lock(container)
+            container.wait_unlocked()
     return int(container.state().get("exit_code", 0))
-
-
-def _wait_lock(container: state.Container) -> None:
-    """Until the supervisor has let go of its lock."""
-    import fcntl
-
-    try:
-        fd = os.open(container.path("lock"), os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    fcntl.flock(fd, fcntl.LOCK_SH)
-    os.close(fd)
 
 
 def _running(root: str) -> list[state.Container]:
@@ -445,7 +433,7 @@ def stop_one(container: state.Container, timeout: float | None) -> None:
         console.ask(container.directory, request)
     except RunError:
         pass  # it has ended meanwhile
-    _wait_lock(container)
+    container.wait_unlocked()
 
 
 def _timeout(options: Options) -> float | None:
@@ -469,7 +457,7 @@ def _kill(options: Options, rest: list[str], root: str) -> int:
         console.ask(container.directory, {"op": "signal", "signal": number})
         state.record_event(root, "container", "kill", container, signal=number)
         if number == 9:
-            _wait_lock(container)
+            container.wait_unlocked()
 
     return _each(options, rest, root, "kill CONTAINER", act)
 
@@ -506,7 +494,7 @@ def _rename(options: Options, rest: list[str], root: str) -> int:
 def _rm(options: Options, rest: list[str], root: str) -> int:
     containers = state.Containers(root)
     if options.get("all"):
-        removal.sweep(root)
+        removal.sweep(root, patient=True)
     words = [one.id for one in containers.all()] if options.get("all") else rest
     if not words and not options.get("all"):
         raise RunError("no container named", "pyrun rm CONTAINER")
@@ -540,7 +528,7 @@ def remove_one(container: state.Container, options: Options) -> None:
             console.ask(container.directory, {"op": "stop", "timeout": 0})
         except RunError:
             pass
-        _wait_lock(container)
+        container.wait_unlocked()
     try:
         lock = container.lock(patient=True)
     except BlockingIOError:
@@ -549,9 +537,7 @@ def remove_one(container: state.Container, options: Options) -> None:
         return  # --rm has removed it, or somebody else
     try:
         removal.kill_left(container)
-        anonymous = options.get("volumes") or stored_request(container).rm
-        removal.remove_files(container)
-        if anonymous:
-            removal.remove_anonymous_volumes(container)
+        anonymous = bool(options.get("volumes")) or stored_request(container).rm
+        removal.remove_files(container, volumes=anonymous)
     finally:
         os.close(lock)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import cgroups, facts, ids, network, prepare, removal, state
+from runtime import cgroups, drafts, facts, ids, network, prepare, removal, state
 from runtime.cli.output import show, table
 from runtime.errors import RunError
 from runtime.sys import calls
@@ -51,13 +51,13 @@ def _try_user_namespace() -> str:
 def _try_kernel_overlay(root: str) -> str:
     """Why overlayfs of the kernel cannot be mounted as a container would; empty if it can."""
     import shutil
-    import tempfile
 
     from runtime.userns import run_mapped
 
     try:
         os.makedirs(root, 0o700, exist_ok=True)
-        place = tempfile.mkdtemp(prefix="try-", dir=root)
+        place = drafts.name(f"{root}/overlay")
+        os.mkdir(place)
     except OSError as error:
         return str(error)
     for name in ("lower", "upper", "work"):
@@ -249,7 +249,7 @@ def system(options: Options, rest: list[str], root: str) -> int:
             return 1
     from runtime.cli.commands import remove_one
 
-    removal.sweep(root)
+    removal.sweep(root, patient=True)
     for container in state.Containers(root).all():
         if not container.supervised():
             remove_one(container, {"volumes": bool(options.get("volumes"))})
