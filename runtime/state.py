@@ -108,6 +108,15 @@ def start_time(pid: int) -> int:
         return 0
 
 
+def is_exiting(pid: int) -> bool:
+    """Whether a process has begun to exit: PF_EXITING among its flags (proc_pid_stat(5))."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return bool(int(file.read().rpartition(b")")[2].split()[6]) & 4)
+    except (OSError, ValueError, IndexError):
+        return True
+
+
 def write_file(path: str, text: str, mode: int = 0o600) -> None:
     """Replace a file by rename: readers see the old or the new."""
     temporary = drafts.name(path)

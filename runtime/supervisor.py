@@ -728,17 +728,34 @@ class Supervisor:
 
     def _send(self, number: int, *, thaw: bool = False) -> None:
         """A signal to the first process; the frozen do not even die (cgroup v1)."""
-        if self.started is None or not self.started.pid:
+        started = self.started
+        if started is None or not started.pid:
             return
         try:
-            os.kill(self.started.pid, number)
+            os.kill(started.pid, number)
         except ProcessLookupError:
             return
+        if number == signal.SIGKILL:
+            self.after(_PATIENCE, lambda: self._killed(started))
         if thaw or number == signal.SIGKILL:
             self.thaw()
             if self.paused:
                 self.paused = False
                 self.container.save_state(status="running")
+
+    def _killed(self, started: launch.Started) -> None:
+        """Do not wait for ever for a first process that has all but ended.
+
+        It waits for every other process of its pid namespace (pid_namespaces(7)). One that came
+        from outside and whose parent has died is collected by the host's process 1 only, and
+        some, as in many test machines, do not do that.
+        """
+        if self.started is not started or not started.pid:
+            return
+        if state.is_exiting(started.pid):
+            self._ended(128 + signal.SIGKILL)
+        else:
+            self.after(_PATIENCE, lambda: self._killed(started))
 
     def _ask_to_stop(self, timeout: float) -> None:
         self.stopping = True
