@@ -16,7 +16,7 @@ from threading import Thread
 from cowstore import rules
 from cowstore.errors import Refused
 from cowstore.ingest import Ingested, bound
-from cowstore.manifest import Entry, Skeleton
+from cowstore.manifest import Entry, Section
 from cowstore.objects import SMALL, Stager
 from cowstore.rules import Limits
 from cowstore.tarwrite import header, padding, trailer
@@ -83,7 +83,7 @@ def assemble(
         Refused: a member breaks a rule of layers.
     """
     digest = _Digest(progress)
-    skeleton = Skeleton()
+    skeleton = Section()
     entries: list[Entry] = []
     held = 0
     pad = b""

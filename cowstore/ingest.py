@@ -18,7 +18,7 @@ from hashlib import sha256
 from cowstore import rules
 from cowstore.codec import detect, inflate
 from cowstore.errors import Refused
-from cowstore.manifest import LINK, Entry, Skeleton
+from cowstore.manifest import LINK, Entry, Section
 from cowstore.objects import SMALL, Stager
 from cowstore.rules import Limits, is_whiteout
 from cowstore.tar import ByteSource, Member, TarReader, _show
@@ -175,9 +175,9 @@ def ingest(
     pump = _Pump(feed, limits)
     try:
         tree = _LayerTree()
-        skeleton = Skeleton()
+        skeleton = Section()
         reader = TarReader(ByteSource(pump.pieces()))
-        entries = list(_entries(reader, stager, tree, limits, skeleton))
+        entries = list(_entries(reader, stager, tree, limits, skeleton, feed))
         for data in reader.trailer():
             skeleton.add(data)
             bound(skeleton.size, limits.raw, "bytes between files")
@@ -206,7 +206,12 @@ def bound(value: int, limit: int, what: str) -> None:
 
 
 def _entries(
-    reader: TarReader, stager: Stager, tree: _LayerTree, limits: Limits, skeleton: Skeleton
+    reader: TarReader,
+    stager: Stager,
+    tree: _LayerTree,
+    limits: Limits,
+    skeleton: Section,
+    feed: BlobFeed,
 ) -> Iterator[Entry]:
     held = 0
     for count, member in enumerate(reader):
@@ -225,6 +230,7 @@ def _entries(
         entry = _entry(member, path, target, _content(member, reader, stager))
         held += rules.weight(entry)
         bound(held, limits.held, "bytes of names and attributes")
+        rules.check_memory(count, held, feed.count, limits)
         yield entry
 
 

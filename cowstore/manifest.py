@@ -101,8 +101,8 @@ class Facts(NamedTuple):
     names: int
 
 
-class Skeleton:
-    """Collects the archive's bytes between contents, compressed as they come."""
+class Section:
+    """Collects the bytes of a section, compressed as they come."""
 
     def __init__(self) -> None:
         self._zlib = zlib.compressobj(1)
@@ -112,7 +112,7 @@ class Skeleton:
         self.size = 0
 
     def add(self, raw: bytes) -> None:
-        """Bytes that stand before the next content."""
+        """The next bytes; of a skeleton: those before the next content."""
         self.size += len(raw)
         self._waiting.append(raw)
         if self.size >= self._due:  # one call for many headers
@@ -147,7 +147,7 @@ def encode(
 ) -> bytes:
     """The bytes of a manifest file."""
     names: dict[str, int] = {}
-    parts = []
+    section = Section()
     count = content = 0
     for entry in entries:
         index = names.setdefault(entry.object, len(names)) if entry.object else -1
@@ -171,11 +171,10 @@ def encode(
             len(entry.sparse),
         )
         sparse = b"".join(_EXTENT.pack(*extent) for extent in entry.sparse)
-        parts.append(fixed + entry.path + entry.target + xattrs + sparse)
+        section.add(fixed + entry.path + entry.target + xattrs + sparse)
         count += 1
         content += entry.payload
-    plain = b"".join(parts)
-    packed = zlib.compress(plain, 1)
+    packed = section.finish()
     named = b"".join(name.encode().ljust(NAME_BYTES, b"\0") for name in names)
     head = _HEADER.pack(
         MAGIC,
@@ -186,7 +185,7 @@ def encode(
         count,
         len(names),
         len(packed),
-        len(plain),
+        section.size,
         len(skeleton),
         skeleton_size,
     )

@@ -20,6 +20,10 @@ _AUFS: Final = (b".wh..wh.aufs", b".wh..wh.plnk", b".wh..wh.orph")
 _RESERVED: Final = (b".wh.", b".wh..", b".wh...")
 _MAX_ID: Final = 0xFFFFFFFE
 _TIME_BOUND: Final = 1 << 40
+#: Bytes of memory that a member takes, whatever it says.
+_MEMBER: Final = 400
+#: Of a blob's bytes, ``Limits.ratio`` of these parts may be taken by its members.
+_OF_RATIO: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Limits:
 
     Attributes:
         ratio: inflated bytes for one compressed; asked once ``grace`` bytes came out.
-        grace: bytes.
+        grace: bytes, inflated, and of memory for members: see ``check_memory``.
         layer: bytes of one layer's archive.
         file: bytes of one file, holes included.
         entries: members of one layer.
@@ -145,6 +149,19 @@ def weight(entry: Entry) -> int:
     """Bytes of a member that grow with what it says, as ``Limits.held`` counts them."""
     size = len(entry.path) + len(entry.target) + 16 * len(entry.sparse)
     return size + sum(len(name) + len(value) for name, value in entry.xattrs)
+
+
+def check_memory(members: int, held: int, blob: int, limits: Limits) -> None:
+    """What ``members`` that weigh ``held`` bytes take of memory, against the blob they came from.
+
+    An image of many files is large: it may have more memory than one of few bytes that says much.
+    """
+    if members * _MEMBER + held > limits.grace + blob * limits.ratio // _OF_RATIO:
+        raise Refused(
+            f"{blob} bytes of a blob describe {members} members that take {held} bytes of names"
+            " and attributes: this looks like a bomb",
+            "if you trust it, allow more with --max-ratio",
+        )
 
 
 def link_target(member: Member, path: bytes) -> bytes:

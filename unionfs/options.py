@@ -48,7 +48,7 @@ class MountOptions(Record):
     foreground: bool = False
     trace: str | None = None
     acl: bool = True
-    busy_poll: int = 50
+    busy_poll: int = 100
     passthrough: bool = False
     unknown: tuple[str, ...] = ()
     flags: frozenset[str] = frozenset()
