@@ -245,7 +245,9 @@ def supervise(
         try:
             held.insert(0, container.lock(patient=True))
         except BlockingIOError:
-            raise RunError(f"container {container.name} is running already") from None
+            from runtime.session import in_use
+
+            raise in_use(container) from None
         except FileNotFoundError:
             raise RunError(f"container {container.id[: state.SHORT]} has been removed") from None
         if container.config["source"].get("snapshot"):

@@ -11,12 +11,28 @@ import os
 from runtime import child, console, facts, launch, lifecycle, state
 from runtime.channel import pair, raise_if_error
 from runtime.errors import RunError
+from runtime.lean import signal
 from runtime.plan import NetworkPlan
 from runtime.sys import calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+def in_use(container: state.Container) -> RunError:
+    """What to say of a container whose lock somebody has."""
+    reader = container.looked_into()
+    if reader:
+        return RunError(
+            f"container {container.name}: its files are being copied by process {reader}",
+            "wait for pyrun cp or export, or: pyrun rm --force",
+        )
+    return RunError(f"container {container.name} is running", "it has just started")
+
+
+def _leave(_number: int, _frame: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 class Session:
@@ -29,6 +45,7 @@ class Session:
         self.single = bool(container.config.get("single"))
         self._started: launch.Started | None = None
         self._lock = -1
+        self._inside = 0
 
     def __enter__(self) -> Session:
         if self.container.supervised():
@@ -36,11 +53,13 @@ class Session:
             self.fds = dict(zip(answer["names"], fds, strict=True))
             return self
         try:
-            self._lock = self.container.lock(patient=True)
+            self._lock = self.container.lock(patient=True, looking=True)
         except BlockingIOError:
-            raise RunError(f"container {self.container.name} is just starting") from None
+            raise in_use(self.container) from None
         except FileNotFoundError:
             raise RunError(f"container {self.container.id[:12]} has been removed") from None
+        # ``rm --force`` ends us so: what has been started is to be taken down then, too.
+        signal.signal(signal.SIGTERM, _leave)
         try:
             self._start()
         except BaseException:
@@ -75,6 +94,9 @@ class Session:
         self._started.namespaces = {}
 
     def __exit__(self, *_error: object) -> None:
+        if self._inside:
+            os.kill(self._inside, signal.SIGKILL)
+            os.waitpid(self._inside, 0)
         for fd in self.fds.values():
             os.close(fd)
         if self._started is not None:
@@ -117,6 +139,7 @@ class Session:
                 os._exit(1)
         theirs.close()
         self._channel = ours
+        self._inside = pid
         return pid
 
     def finish(self, pid: int) -> None:
@@ -128,4 +151,5 @@ class Session:
         message, _ = self._channel.receive()
         self._channel.close()
         os.waitpid(pid, 0)
+        self._inside = 0
         raise_if_error(message)

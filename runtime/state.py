@@ -7,7 +7,8 @@ ROOT/                         0700; --root, PYRUN_ROOT, else the user's data dir
     config.json               the request, the image's part, the specification; written once
     state.json                what became of it; replaced by rename, by who holds the lock
     name                      its name, if it has been renamed
-    lock                      flock'd by the supervisor for its life: who holds it is alive
+    lock                      flock'd by the supervisor for its life: who holds it is alive;
+                              its text: the process that only looks into the files, if it is one
     socket                    the supervisor's
     log                       one JSON object a line: log, stream, time
     upper/ work/ root/        changes, the union's work directory, its mount point
@@ -205,10 +206,11 @@ class Container:
         write_file(self.path("state.json"), jsonio.dumps(state))
         return state
 
-    def lock(self, *, patient: bool = False) -> int:
+    def lock(self, *, patient: bool = False, looking: bool = False) -> int:
         """Take the supervisor's lock; the descriptor that holds it.
 
         ``patient``: who only asks whether somebody has it, has it for a moment: wait for those.
+        ``looking``: for a look into the files; nothing will run.
 
         Raises:
             BlockingIOError: somebody has it.
@@ -228,6 +230,9 @@ class Container:
             # Who removes a container holds its lock too: what was opened may be of no name now.
             if not os.path.samestat(os.fstat(fd), os.stat(path)):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            os.ftruncate(fd, 0)
+            if looking:
+                os.write(fd, b"%d" % os.getpid())
         except BaseException:
             os.close(fd)
             raise
@@ -242,19 +247,27 @@ class Container:
         fcntl.flock(fd, fcntl.LOCK_SH)
         os.close(fd)
 
-    def supervised(self) -> bool:
-        """Whether a supervisor lives."""
+    def _holder(self) -> int | None:
+        """Who has the lock: a process that looks into the files, 0 for others, None for nobody."""
         try:
             fd = os.open(self.path("lock"), os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            return False
+            return None
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return True
+            return int(os.read(fd, 20) or 0)
         finally:
             os.close(fd)
-        return False
+        return None
+
+    def supervised(self) -> bool:
+        """Whether a supervisor lives, or somebody is just removing or starting it."""
+        return self._holder() == 0
+
+    def looked_into(self) -> int:
+        """The process that looks into the files while nothing runs; 0: there is none."""
+        return self._holder() or 0
 
 
 def new_id() -> str:

@@ -9,6 +9,7 @@ import time
 from runtime import console, jsonio, logs, removal, state
 from runtime.cli.output import ago, show, table
 from runtime.errors import RunError
+from runtime.lean import signal
 from runtime.request import stored_request
 
 TYPE_CHECKING = False
@@ -530,9 +531,7 @@ def remove_one(container: state.Container, options: Options) -> None:
             pass
         container.wait_unlocked()
     try:
-        lock = container.lock(patient=True)
-    except BlockingIOError:
-        raise RunError(f"container {container.name} is running", "it has just started") from None
+        lock = _lock(container, bool(options.get("force")))
     except FileNotFoundError:
         return  # --rm has removed it, or somebody else
     try:
@@ -541,3 +540,22 @@ def remove_one(container: state.Container, options: Options) -> None:
         removal.remove_files(container, volumes=anonymous)
     finally:
         os.close(lock)
+
+
+def _lock(container: state.Container, force: bool) -> int:
+    """The container's lock; ``force``: from who looks into its files, who is ended."""
+    from runtime.session import in_use
+
+    for _ in range(2):
+        try:
+            return container.lock(patient=True)
+        except BlockingIOError:
+            reader = container.looked_into()
+            if not (force and reader):
+                break
+            try:
+                os.kill(reader, signal.SIGTERM)
+            except OSError:
+                break
+            container.wait_unlocked()
+    raise in_use(container)

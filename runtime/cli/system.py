@@ -251,7 +251,7 @@ def system(options: Options, rest: list[str], root: str) -> int:
 
     removal.sweep(root, patient=True)
     for container in state.Containers(root).all():
-        if not container.supervised():
+        if not container.supervised() and not container.looked_into():
             remove_one(container, {"volumes": bool(options.get("volumes"))})
             sys.stdout.write(f"{container.id}\n")
     if options.get("volumes"):

@@ -1,0 +1,51 @@
+"""``cp`` and ``export`` of a container that does not run, beside other commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+from tests.runtime.conftest import Pyrun
+
+
+def _stopped(pyrun: Pyrun) -> None:
+    single = ("--userns", "single") if pyrun.kind == "single" else ()
+    base = ("run", "--name", "c", "--network", "none", *single, "--rootfs", str(pyrun.rootfs))
+    pyrun(*base, "sh", "-c", "head -c 4000000 /dev/zero >/big")
+
+
+def _exporting(pyrun: Pyrun) -> subprocess.Popen[bytes]:
+    """An export that nobody reads on."""
+    process = subprocess.Popen(
+        [*pyrun.command, "export", "c"],
+        env=pyrun.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    return process
+
+
+def test_an_export_that_is_held_up_holds_up_nobody_else(pyrun: Pyrun) -> None:
+    _stopped(pyrun)
+    with _exporting(pyrun) as process:
+        for words in (("start", "c"), ("rm", "c"), ("cp", "c:/big", "-"), ("restart", "c")):
+            said = pyrun(*words, code=None)
+            assert said.returncode in (1, 125)
+            assert f"its files are being copied by process {process.pid}" in said.stderr
+        assert pyrun("ps", "-a", "--format", "{{.Status}}").stdout == "exited\n"
+        assert pyrun("stop", "c").stdout == "c\n"
+        pyrun("system", "prune", "--force")
+        assert pyrun("ps", "-a", "--format", "{{.Name}}").stdout == "c\n"
+        pyrun("rm", "--force", "c")
+        assert process.wait() == 128 + signal.SIGTERM
+    assert os.listdir(pyrun.place / "pyrun/containers") == []
+
+
+def test_after_an_export_that_was_killed_the_container_starts(any_pyrun: Pyrun) -> None:
+    _stopped(any_pyrun)
+    with _exporting(any_pyrun) as process:
+        process.kill()
+        process.wait()
+    any_pyrun("start", "c")
+    assert any_pyrun("wait", "c").stdout == "0\n"
