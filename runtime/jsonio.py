@@ -76,7 +76,8 @@ def _refuse(value: object) -> Any:
 
 
 def pretty(value: Any) -> str:
-    """Several lines of JSON, for people."""
+    """Several lines of JSON, for people; what is no UTF-8 is escaped, or it would be no JSON."""
     import json
 
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()

@@ -13,6 +13,17 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
+def _ascii(text: str) -> str:
+    """The text, if it can be a number: ``int`` and ``float`` take other digits, and ``_``.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    return text
+
+
 def size(text: str, what: str = "size") -> int:
     """Bytes from ``512``, ``64k``, ``1.5g``, ``2GiB`` (powers of 1024, as engines count).
 
@@ -24,7 +35,7 @@ def size(text: str, what: str = "size") -> int:
         word = word[:-1]
     number = word.rstrip("bkmgtp")
     try:
-        value = float(number) * (1 << _SIZES[word[len(number) :]])
+        value = float(_ascii(number)) * (1 << _SIZES[word[len(number) :]])
         if not 0 <= value < 1 << 63:
             raise ValueError
         return int(value)
@@ -65,7 +76,7 @@ def integer(text: str, what: str, low: int, high: int = 1 << 62) -> int:
         RunError: not a number, or outside.
     """
     try:
-        value = int(text)
+        value = int(_ascii(text))
     except ValueError:
         raise RunError(f"{what} {text}: not a number") from None
     if not low <= value <= high:
@@ -80,7 +91,7 @@ def real(text: str, what: str, low: float, high: float = 1e9) -> float:
         RunError: not a number, or outside.
     """
     try:
-        value = float(text)
+        value = float(_ascii(text))
     except ValueError:
         raise RunError(f"{what} {text}: not a number") from None
     if not low <= value <= high:
@@ -132,7 +143,7 @@ def signal_number(text: str) -> int:
         tail = word.removeprefix(base)
         if word.startswith(base) and (not tail or tail[0] in "+-"):
             try:
-                number = first + int(tail or "0")
+                number = first + int(_ascii(tail) or "0")
             except ValueError:
                 break
             if 34 <= number <= 64:

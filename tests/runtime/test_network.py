@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import urllib.request
 
 import pytest
 
@@ -38,13 +39,40 @@ def test_a_published_port_and_a_shared_network(root_pyrun: Pyrun) -> None:
         publish = ("-p", f"127.0.0.1:{port}:80")
         done = root_pyrun("run", "--rm", *publish, "--rootfs", "/", "true", code=125)
         assert done.stderr.startswith(f"error: port 127.0.0.1:{port}/tcp: address already in use")
+    publish = ("-p", "127.0.0.1::80")  # any that is free
     root_pyrun("run", "-d", "--name", "w", *publish, "--rootfs", "/", sys.executable, "-c", _SERVER)
     wait_for_line(root_pyrun, "w")
-    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+    address, _, port = root_pyrun("port", "w", "80").stdout.strip().rpartition(":")
+    with socket.create_connection((address, int(port)), 30) as connection:
         assert connection.recv(10) == b"hello"
-    assert root_pyrun("port", "w", "80").stdout == f"127.0.0.1:{port}\n"
     join = ("--network", "container:w", "--rootfs", "/")
     assert root_pyrun("run", "--rm", *join, sys.executable, "-c", _CLIENT).stdout == "hello\n"
+
+
+_WEB = """
+import http.server, os
+os.chdir("/usr/share")
+open("/usr/share/page", "w").write("of the container")
+server = http.server.ThreadingHTTPServer(("", 8080), http.server.SimpleHTTPRequestHandler)
+print("up", flush=True)
+server.serve_forever()
+"""
+
+
+def test_a_web_server_of_an_ordinary_user_answers_from_outside(any_pyrun: Pyrun) -> None:
+    _needs_helper()
+    words = ("run", "-d", "--name", "w", "-p", "127.0.0.1::8080", "--rootfs", "/")
+    single = ("--userns", "single") if any_pyrun.kind == "single" else ()
+    any_pyrun(*words, *single, sys.executable, "-c", _WEB)
+    wait_for_line(any_pyrun, "w")
+    address, _, port = any_pyrun("port", "w", "8080").stdout.strip().rpartition(":")
+    for _ in range(3):
+        with urllib.request.urlopen(f"http://{address}:{port}/page", timeout=30) as answer:
+            assert answer.status == 200 and answer.read() == b"of the container"
+    assert not os.path.exists("/usr/share/page")
+    any_pyrun("rm", "--force", "w")
+    with pytest.raises(OSError):
+        socket.create_connection((address, int(port)), 30)
 
 
 def test_without_a_helper_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -210,3 +211,35 @@ def test_who_reads_may_stop(any_pyrun: Pyrun, name: str) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() in (0, 1)
+
+
+def test_labels_from_a_file_of_any_bytes(any_pyrun: Pyrun) -> None:
+    path = any_pyrun.place / "labels"
+    path.write_bytes(
+        b"a=\xff\xfe\n# no\n\0z=1\nk\xc3\xa9=v\xc3\xa9\nbare\nx=\x1b[31m\n" + bytes(range(128, 256))
+    )
+    single = ("--userns", "single") if any_pyrun.kind == "single" else ()
+    create = ("create", "--network", "none", *single, "--rootfs", str(any_pyrun.rootfs))
+    any_pyrun(*create, "--name", "c", "--label-file", str(path), "--label", "bare=2", "true")
+    labels = json.loads(any_pyrun("inspect", "c").stdout)[0]["Labels"]
+    assert labels["a"] == "\udcff\udcfe" and labels["k\xe9"] == "v\xe9"
+    assert labels["bare"] == "2" and labels["x"] == "\x1b[31m"
+    assert any_pyrun("ps", "-a", "--filter", "label=k\xe9", "--format", "{{.Name}}").stdout == "c\n"
+    any_pyrun("ps", "-a", "--format", "{{.Labels}}")
+    any_pyrun("start", "c")
+    for bad in (any_pyrun.place, any_pyrun.place / "nosuch"):
+        done = any_pyrun(*create, "--label-file", str(bad), "true", code=125)
+        assert done.stderr.startswith(f"error: --label-file {bad}: ")
+
+
+@pytest.mark.parametrize("kind", ["kernel", "copy"])
+def test_an_image_is_for_the_union_alone(any_pyrun: Pyrun, image: str, kind: str) -> None:
+    single = ("--userns", "single") if any_pyrun.kind == "single" else ()
+    for rm in ((), ("--rm",)):
+        words = ("run", *rm, "--storage", kind, "--network", "none", *single, image, "true")
+        done = any_pyrun(*words, code=125)
+        assert done.stderr == (
+            f"error: --storage {kind} needs directories, and this image is an index\n"
+        )
+    assert any_pyrun("ps", "-aq").stdout == ""
+    assert os.listdir(any_pyrun.place / "store/snapshots") == []

@@ -28,6 +28,22 @@ def test_what_is_no_size(text: str) -> None:
         values.size(text)
 
 
+@pytest.mark.parametrize("text", ["²", "1²", "\u0661", "\u0663", "1_0", "½", "๒"])
+def test_only_the_digits_from_0_to_9_make_numbers(text: str) -> None:
+    for read in (
+        lambda: values.size(f"{text}m"),
+        lambda: values.duration(f"{text}s"),
+        lambda: values.integer(text, "--x", 0),
+        lambda: values.real(text, "--x", 0),
+        lambda: values.signal_number(text),
+        lambda: values.signal_number(f"RTMIN+{text}"),
+        lambda: network.parse_publish(f"{text}:80"),
+        lambda: network.parse_publish(f"80:{text}"),
+    ):
+        with pytest.raises(RunError):
+            read()
+
+
 def test_durations() -> None:
     assert values.duration("10") == 10
     assert values.duration("1m30s") == 90
