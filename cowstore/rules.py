@@ -22,6 +22,8 @@ _MAX_ID: Final = 0xFFFFFFFE
 _TIME_BOUND: Final = 1 << 40
 #: Bytes of memory that a member takes, whatever it says.
 _MEMBER: Final = 400
+#: The same of a piece of a sparse file.
+_EXTENT: Final = 120
 #: Of a blob's bytes, ``Limits.ratio`` of these parts may be taken by its members.
 _OF_RATIO: Final = 128
 
@@ -146,8 +148,8 @@ def _check_xattrs(member: Member | Entry, path: bytes) -> None:
 
 
 def weight(entry: Entry) -> int:
-    """Bytes of a member that grow with what it says, as ``Limits.held`` counts them."""
-    size = len(entry.path) + len(entry.target) + 16 * len(entry.sparse)
+    """Bytes of memory for what a member says, as ``Limits.held`` counts them."""
+    size = len(entry.path) + len(entry.target) + _EXTENT * len(entry.sparse)
     return size + sum(len(name) + len(value) for name, value in entry.xattrs)
 
 

@@ -20,8 +20,9 @@ BLOCK: Final = 512
 _ZERO: Final = bytes(BLOCK)
 _FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 #: Bounds for what a header may make us keep in memory.
-_MAX_EXTENSION: Final = 8 << 20
-_MAX_EXTENTS: Final = 1 << 20
+_MAX_EXTENSION: Final = 4 << 20
+_MAX_EXTENTS: Final = 1 << 18
+_MAX_HEADERS: Final = 16 << 20
 
 _KINDS: Final = {
     b"0": stat.S_IFREG,
@@ -194,6 +195,7 @@ class TarReader:
     def __init__(self, source: ByteSource) -> None:
         self.source = source
         self._raw: list[bytes] = []
+        self._held = 0
         self._padding = 0
         self._name = b""
         self._whole = True
@@ -246,8 +248,14 @@ class TarReader:
         data = self.source.take(count)
         if len(data) < count:
             raise Refused("the archive ends inside a header")
-        self._raw.append(data)
+        self._keep(data)
         return data
+
+    def _keep(self, data: bytes) -> None:
+        self._raw.append(data)
+        self._held += len(data)
+        if self._held > _MAX_HEADERS:
+            raise Refused(f"more than {_MAX_HEADERS} bytes of headers for one member")
 
     def _extension(self, size: int) -> bytes:
         if size > _MAX_EXTENSION:
@@ -265,7 +273,7 @@ class TarReader:
             block = self.source.take(BLOCK)
             if not block and not extended:
                 return None  # no end mark: many writers leave it out
-            self._raw.append(block)
+            self._keep(block)
             if block == _ZERO and not extended:
                 return None
             if len(block) < BLOCK:
@@ -354,7 +362,7 @@ class TarReader:
             sparse = _checked_map(sparse, size, payload)
         self._padding = -payload % BLOCK
         raw = b"".join(self._raw)
-        self._raw = []
+        self._raw, self._held = [], 0
         mode = number(fields[1]) & 0o7777
         major = minor = 0
         if kind in (stat.S_IFCHR, stat.S_IFBLK):
@@ -373,7 +381,7 @@ class TarReader:
             extents += _gnu_extents(following[:504])
             more = following[504]
             if len(extents) > _MAX_EXTENTS:
-                raise Refused("a sparse file with more than a million pieces")
+                raise _too_many_pieces()
         return tuple(extents), size
 
     def _pax_map(
@@ -381,29 +389,36 @@ class TarReader:
     ) -> tuple[tuple[tuple[int, int], ...], int]:
         """(map, bytes of payload it took) of the pax formats 0.0, 0.1 and 1.0."""
         if b"GNU.sparse.map" in values:
-            numbers = [_decimal(n, "map") for n in values[b"GNU.sparse.map"].split(b",") if n]
-            return _pairs(numbers), 0
+            told = values[b"GNU.sparse.map"]
+            if told.count(b",") > 2 * _MAX_EXTENTS:
+                raise _too_many_pieces()
+            return _pairs([_decimal(n, "map") for n in told.split(b",") if n]), 0
         if b"GNU.sparse.major" not in values:
             keys = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
-            numbers = [_decimal(value, "map") for key, value in pax if key in keys]
-            return _pairs(numbers), 0
+            return _pairs([_decimal(value, "map") for key, value in pax if key in keys]), 0
         if (values[b"GNU.sparse.major"], values.get(b"GNU.sparse.minor")) != (b"1", b"0"):
             raise Refused("a sparse file in a format that is not known")
         text, used = b"", 0
-        lines: list[bytes] = []
+        numbers: list[int] = []
         while True:
             text += self._take(BLOCK)
             used += BLOCK
             *done, text = text.split(b"\n")
-            lines += done
-            if lines:
-                wanted = 1 + 2 * _decimal(lines[0], "map")
-                if wanted > 2 * _MAX_EXTENTS:
-                    raise Refused("a sparse file with more than a million pieces")
-                if len(lines) >= wanted:
-                    return _pairs([_decimal(n, "map") for n in lines[1:wanted]]), used
+            for line in done:
+                if numbers and len(numbers) > 2 * numbers[0]:
+                    break  # what follows the map fills its block
+                numbers.append(_decimal(line, "map"))
+            if numbers:
+                if numbers[0] > _MAX_EXTENTS:
+                    raise _too_many_pieces()
+                if len(numbers) > 2 * numbers[0]:
+                    return _pairs(numbers[1:]), used
             if len(text) > 2 * BLOCK:
                 raise Refused("a sparse file's map is malformed")
+
+
+def _too_many_pieces() -> Refused:
+    return Refused(f"a sparse file with more than {_MAX_EXTENTS} pieces")
 
 
 def _gnu_extents(data: bytes) -> list[tuple[int, int]]:
