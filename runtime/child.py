@@ -19,6 +19,7 @@ from runtime.channel import Channel
 from runtime.errors import RunError
 from runtime.lean import signal
 from runtime.sys import calls
+from unionfs import formats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def _container(
             os._exit(125)  # the other side has told why
         calls.unshare(calls.CLONE_NEWNS)
         _hand_over_namespaces(status, "time" in plan.namespaces.new)
-        root = _attach_root(fds[0])
+        root = _attach_root(fds[0], plan.root.kind == "union")
         if "network" in plan.namespaces.new:
             _loopback_up()
         forget_imports()
@@ -257,8 +258,12 @@ def _hand_over_namespaces(status: Channel, own_time: bool) -> None:
         os.close(fd)
 
 
-def _attach_root(tree: int) -> rootfs.Root:
-    """Mount the root on a directory that every host has; it is left behind by pivot_root(2)."""
+def _attach_root(tree: int, union: bool) -> rootfs.Root:
+    """Mount the root on a directory that every host has; it is left behind by pivot_root(2).
+
+    Of a union it is the second root: the kernel caches no ACL of the first, so that every path of
+    those who do not own it would cost a message (docs/concurrency.md of the union).
+    """
     calls.mount(b"none", b"/", b"", calls.MS_REC | calls.MS_PRIVATE, b"")
     for place in _PLACES:
         try:
@@ -268,7 +273,14 @@ def _attach_root(tree: int) -> rootfs.Root:
         calls.move_mount(tree, target)
         os.close(target)
         os.close(tree)
-        return rootfs.Root(os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        root = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if union:
+            second = calls.open_tree(root, formats.SECOND_ROOT)
+            calls.move_mount(second, root)
+            os.close(second)
+            os.close(root)
+            root = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return rootfs.Root(root)
     raise RunError("no directory to build the container's root on")
 
 

@@ -107,7 +107,8 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
     def serve() -> None:
         gc.freeze()  # modules are not looked through again and again
         gc.enable()
-        daemon.Daemon(options, union, fd, None, discard=discard).serve(None)
+        served = daemon.Daemon(options, union, fd, None, discard=discard, second_root=True)
+        served.serve(None)
         for path in (root.upper, root.work) if discard else ():
             parent = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             remove_tree(parent, os.path.basename(path))

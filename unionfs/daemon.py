@@ -134,6 +134,7 @@ class Daemon:
     """One mounted union and the engine that serves it.
 
     ``discard``: the caller throws the upper away afterwards, so nothing is written out at the end.
+    ``second_root``: the caller takes its mount from below ``formats.SECOND_ROOT``.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class Daemon:
         trace: IO[str] | None,
         *,
         discard: bool = False,
+        second_root: bool = False,
     ) -> None:
         self.options = options
         self._discard = discard
@@ -151,7 +153,7 @@ class Daemon:
         self.ops = Ops(union)
         self.ops.stats = self.stats
         self.started = time.time()
-        self.engine = make_engine(options, self.ops, fd, trace)
+        self.engine = make_engine(options, self.ops, fd, trace, second_root=second_root)
         self.fd = fd
 
     def stats(self) -> bytes:
@@ -293,7 +295,9 @@ class Daemon:
             os.close(self.fd)
 
 
-def make_engine(options: MountOptions, ops: Ops, fd: int, trace: IO[str] | None) -> Engine:
+def make_engine(
+    options: MountOptions, ops: Ops, fd: int, trace: IO[str] | None, *, second_root: bool = False
+) -> Engine:
     """The engine that the options name, over an open descriptor; ``auto`` is the direct one."""
     from unionfs.engine.direct import DirectEngine
     from unionfs.types import EngineOptions
@@ -305,6 +309,7 @@ def make_engine(options: MountOptions, ops: Ops, fd: int, trace: IO[str] | None)
         timeout=options.union.timeout,
         busy_poll=options.busy_poll,
         passthrough=options.passthrough,
+        second_root=second_root,
         debug=options.debug,
         trace=trace,
     )

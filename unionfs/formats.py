@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 WH_PREFIX: Final = b".wh."
 WH_OPAQUE: Final = b".wh..wh..opq"
+#: Where a mount shows its root once more (docs/concurrency.md, "The second root"); never on disk.
+SECOND_ROOT: Final = b".wh..pyunion.root"
 
 #: Prefixes whose attributes belong to the union. Through a mount they are
 #: hidden, and what a user sets under them is escaped: ``P X`` is kept as

@@ -134,9 +134,11 @@ class EngineOptions(Record):
     ``timeout`` is how long the kernel may trust names and attributes, in seconds (None: forever).
     ``max_write`` is in bytes. ``busy_poll`` is how long to poll for a request before sleeping,
     in microseconds. ``passthrough`` lets the kernel read and write the upper's files itself.
+    ``second_root`` makes the root appear once more, as ``formats.SECOND_ROOT`` in itself.
     """
 
     passthrough: bool = False
+    second_root: bool = False
     writeback: bool = False
     copyup_at_open: bool = False
     acl: bool = True

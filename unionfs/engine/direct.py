@@ -16,10 +16,12 @@ import time
 from _thread import _local, allocate_lock, start_new_thread
 from itertools import islice
 
+from unionfs import formats
 from unionfs.engine import wire
 from unionfs.engine.passthrough import Passthrough
 from unionfs.engine.waiting import Receiver
 from unionfs.engine.wire import Op
+from unionfs.inode import ROOT_INO
 from unionfs.live import Changes
 from unionfs.monitor import Event
 from unionfs.ops import Ops
@@ -40,6 +42,10 @@ _MAX_THREADS: Final = 128
 _FOREVER: Final = (1 << 40, 0)
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_OUT: Final = wire.OUT_HEADER.size
+#: The second root: there is none, it may be looked up, it has been.
+_NONE: Final = 0
+_OFFERED: Final = 1
+_TAKEN: Final = 2
 
 _WANTED: Final = (
     wire.ASYNC_READ
@@ -58,6 +64,11 @@ _WANTED: Final = (
     | wire.SETXATTR_EXT
     | wire.INIT_EXT
 )
+
+
+def _ino(nodeid: int) -> int:
+    """The inode that the kernel means."""
+    return ROOT_INO if nodeid == wire.SECOND_ROOT else nodeid
 
 
 class _Worker(_local):
@@ -100,6 +111,7 @@ class DirectEngine:
         self._valid = _FOREVER if valid is None else (int(valid), int(valid % 1 * 1_000_000_000))
         self._setxattr_ext = False
         self._passthrough = Passthrough(ops, fd) if options.passthrough else None
+        self._second_root = _OFFERED if options.second_root else _NONE
         ops.monitor.on_release = self._step_aside
         ops.union.on_mode_lost = self._forget_attributes
         self._handlers = self._table()
@@ -172,13 +184,20 @@ class DirectEngine:
         else:
             for parent, name in changes.entries:
                 size = wire.INVAL_ENTRY.size + len(name) + 1
-                message = wire.INVAL_ENTRY.pack(
-                    size, wire.NOTIFY_INVAL_ENTRY, 0, parent, len(name), 0
-                )
-                self._notify(message + name + b"\0")
+                for nodeid in self._nodes(parent):
+                    message = wire.INVAL_ENTRY.pack(
+                        size, wire.NOTIFY_INVAL_ENTRY, 0, nodeid, len(name), 0
+                    )
+                    self._notify(message + name + b"\0")
         size = wire.INVAL_INODE.size
         for ino in changes.directories | changes.files:
-            self._notify(wire.INVAL_INODE.pack(size, wire.NOTIFY_INVAL_INODE, 0, ino, 0, 0))
+            for nodeid in self._nodes(ino):
+                self._notify(wire.INVAL_INODE.pack(size, wire.NOTIFY_INVAL_INODE, 0, nodeid, 0, 0))
+
+    def _nodes(self, ino: int) -> tuple[int, ...]:
+        """What the kernel calls an inode."""
+        both = ino == ROOT_INO and self._second_root == _TAKEN
+        return (ino, wire.SECOND_ROOT) if both else (ino,)
 
     def _forget_attributes(self, ino: int) -> None:
         """Make the kernel ask for an inode's attributes again. Takes no lock of the kernel's."""
@@ -213,6 +232,8 @@ class DirectEngine:
                 self._stop = True
                 return
             _, opcode, unique, nodeid, uid, gid, _pid, extlen, _ = unpack(buffer)
+            if nodeid == wire.SECOND_ROOT:
+                nodeid = ROOT_INO
             body = view[40 : length - extlen * 8]
             if traced:
                 self._traced(opcode, unique, nodeid, uid, gid, body)
@@ -422,10 +443,14 @@ class DirectEngine:
         )
 
     def _lookup(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
-        attr = self.ops.lookup(nodeid, bytes(body[:-1]))
-        if attr is None:
-            return wire.encode_negative(unique, self._valid)
-        return self._entry(unique, attr)
+        name = bytes(body[:-1])
+        attr = self.ops.lookup(nodeid, name)
+        if attr is not None:
+            return self._entry(unique, attr)
+        if self._second_root == _OFFERED and nodeid == ROOT_INO and name == formats.SECOND_ROOT:
+            self._second_root = _TAKEN
+            return self._entry(unique, (wire.SECOND_ROOT, *self.ops.getattr(ROOT_INO)[1:]))
+        return wire.encode_negative(unique, self._valid)
 
     def _forget(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> None:
         self.ops.forget(nodeid, wire.FORGET_IN.unpack_from(body)[0])
@@ -517,13 +542,13 @@ class DirectEngine:
     def _rename(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
         (parent,) = wire.RENAME_IN.unpack_from(body)
         old, new = bytes(body[8:]).split(b"\0")[:2]
-        self.ops.rename(nodeid, old, parent, new, 0)
+        self.ops.rename(nodeid, old, _ino(parent), new, 0)
         return wire.OUT_HEADER.pack(16, 0, unique)
 
     def _rename2(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
         parent, flags, _ = wire.RENAME2_IN.unpack_from(body)
         old, new = bytes(body[16:]).split(b"\0")[:2]
-        self.ops.rename(nodeid, old, parent, new, flags)
+        self.ops.rename(nodeid, old, _ino(parent), new, flags)
         return wire.OUT_HEADER.pack(16, 0, unique)
 
     def _link(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:

@@ -137,6 +137,9 @@ SETXATTR_ACL_KILL_SGID: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_PASSTHROUGH: Final = 1 << 7
 
+#: What the kernel calls the second root; no inode has this number.
+SECOND_ROOT: Final = (1 << 64) - 1
+
 NOTIFY_INVAL_INODE: Final = 2
 NOTIFY_INVAL_ENTRY: Final = 3
 NOTIFY_INC_EPOCH: Final = 8
