@@ -189,6 +189,8 @@ def _mark(db: sqlite3.Connection, living: dict[str, int], resumable: bool) -> _M
                 blobs.add(digest)
         elif kind == "blob":
             blobs.add(ref)
+        elif kind == "chain":
+            chains.add(ref)
     for (index,) in db.execute("SELECT index_digest FROM names").fetchall():
         if index is not None:
             blobs.add(index)

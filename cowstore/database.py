@@ -252,6 +252,15 @@ class Database:
             db.execute("INSERT OR IGNORE INTO leases VALUES (?, 'layer', ?)", (session, diff_id))
             return True
 
+    def lease_image(self, session: str, layers: Sequence[str], chain: str) -> list[str]:
+        """Keep an image's layers, and what was made of them, for a session; those not here."""
+        with self.write() as db:
+            missing = [diff_id for diff_id in layers if not self.has_layer(diff_id)]
+            here = [("layer", diff_id) for diff_id in layers if diff_id not in missing]
+            for kind, ref in (*here, ("chain", chain)):
+                db.execute("INSERT OR IGNORE INTO leases VALUES (?, ?, ?)", (session, kind, ref))
+        return missing
+
     def lease(self, session: str, kind: str, ref: str) -> None:
         """Keep a blob or an image for a session."""
         with self.write() as db:

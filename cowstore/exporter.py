@@ -8,6 +8,7 @@ compression is asked for, a layer is compressed anew and the manifest tells its 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import stat
@@ -24,6 +25,7 @@ from cowstore import oci
 from cowstore.codec import deflater, read_chunks
 from cowstore.errors import Damaged, NotFound, Refused, StoreError
 from cowstore.layers import payload_of
+from cowstore.layout import fsync_directory
 from cowstore.manifest import LINK, Entry
 from cowstore.merge import walk
 from cowstore.reference import check_ref_name, local_name
@@ -404,9 +406,34 @@ def _to_layout(
         os.makedirs(blobs, exist_ok=True)
         for outgoing in outgoing_blobs:
             target = os.path.join(blobs, digests.hex_of(outgoing.descriptor.digest))
-            if not os.path.exists(target):
+            if not _is_whole(target, outgoing.descriptor):
                 _write_file(target, _checked(outgoing, progress))
         _write_file(os.path.join(path, "oci-layout"), iter((_LAYOUT,)))
+        fsync_directory(blobs)
+        _add_to_index(top, path, tag)
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: {error.strerror}") from None
+
+
+def _is_whole(path: str, described: oci.Descriptor) -> bool:
+    """Whether a blob of that digest is there; what another program was cut off at is none."""
+    hashed = sha256()
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size != described.size:
+                return False
+            for data in read_chunks(file.fileno()):
+                hashed.update(data)
+    except OSError:
+        return False  # not there, or nothing to be read: told when it is written
+    return f"sha256:{hashed.hexdigest()}" == described.digest
+
+
+def _add_to_index(top: oci.Descriptor, path: str, tag: str) -> None:
+    """Give an OCI layout's index one entry more, or another for the same tag."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # another export may be adding to it
         index_path = os.path.join(path, "index.json")
         entries: list[Any] = []
         if os.path.exists(index_path):
@@ -418,8 +445,9 @@ def _to_layout(
         entries.append(_index_entry(top, tag))
         index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries}
         _write_file(index_path, iter((oci.dumps(index),)))
-    except OSError as error:
-        raise StoreError(f"{error.filename or path}: {error.strerror}") from None
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _check_layout(path: str) -> None:

@@ -297,13 +297,16 @@ class Checker:
         from cowstore.fsck_caches import tree_problem, view_problem
 
         chains = self._chains()
+        held = {
+            ref for (ref,) in self.store.database.rows("SELECT ref FROM leases WHERE kind='chain'")
+        }
         for kind in ("views", "trees"):
             for name in os.listdir(self.layout.path(kind)):
                 chain = f"sha256:{name.partition('.')[0]}"
                 layers = chains.get(chain)
                 path = self.layout.path(kind, name)
                 if layers is None:
-                    if not self._young(path):
+                    if chain not in held and not self._young(path):
                         yield Finding("orphan", f"{kind}/{name}", "of no image or snapshot")
                 elif kind == "views":
                     text = view_problem(self.store, path, chain, layers, full=self.full)

@@ -29,7 +29,21 @@ def apply(config: dict[str, Any], instructions: tuple[str, ...]) -> None:
         word, rest = word.upper(), rest.strip()
         if word not in KNOWN or not rest:
             raise StoreError(f"{line!r}: not understood", f"one of {', '.join(KNOWN)}, and a value")
+        _check_characters(word, rest)
         _apply(config, word, rest)
+
+
+def _check_characters(word: str, text: str) -> None:
+    """No value can have a NUL, and only those that are free text anything else that cannot be seen.
+
+    Raises:
+        StoreError: it has.
+    """
+    told = json.dumps(text)
+    free = word in ("CMD", "ENTRYPOINT", "ENV", "LABEL", "ONBUILD")
+    unseen = [char for char in text if char < " " or char == "\x7f"]
+    if "\\u0000" in text or "\0" in text or (unseen and not free):
+        raise StoreError(f"{word} {told}: a control character", "leave it out")
 
 
 def _words(text: str) -> list[str]:

@@ -340,7 +340,7 @@ def write_blobs(
     with open(session.place(JOURNAL), "a", encoding="ascii") as journal:
         journal.write("".join(f"blob {digest}\n" for digest in blobs))
     for digest, data in blobs.items():
-        if not _has_blob(layout, digest, data):
+        if not _has_blob(layout, digest, data, durable=durable):
             draft = session.place("small")
             with open(draft, "wb") as file:
                 file.write(data)
@@ -355,13 +355,15 @@ def write_blobs(
         fsync_directory(layout.path("blobs/sha256"))
 
 
-def _has_blob(layout: Layout, digest: str, data: bytes) -> bool:
+def _has_blob(layout: Layout, digest: str, data: bytes, *, durable: bool) -> bool:
     """Whether a whole blob is there; marked then, so that a collection that began earlier waits."""
     path = layout.blob(digest)
     try:
         with open(path, "rb") as file:
             if file.read() != data:
                 return False
+            if durable:  # whoever wrote it may not have waited for the disk
+                os.fsync(file.fileno())
     except FileNotFoundError:
         return False
     os.utime(path)

@@ -129,30 +129,44 @@ class Session:
         self._lock.release()
 
 
+#: Dead sessions that are buried before others are looked at: each is an open file.
+_AT_ONCE = 32
+
+
 def dead_sessions(layout: Layout) -> Iterator[str]:
-    """Names of sessions whose process is gone; each is locked while the caller has it."""
+    """Names of sessions whose process is gone; each is locked while the caller has it.
+
+    New sessions wait while those are looked for, not while they are buried.
+    """
     names = [name for name in os.listdir(layout.path("tmp")) if not name.startswith("format.")]
-    if not names:
-        return
-    gate = Lock.acquire(layout.path("locks", "sessions"), wait=False)
-    if gate is None:
-        return
-    with gate:
-        for name in names:
-            path = layout.path("tmp", name)
-            try:
-                if not os.path.isdir(path):
-                    os.unlink(path)
-                    continue
-                lock = Lock.acquire(os.path.join(path, "lock"), wait=False)
-            except FileNotFoundError:
-                continue
-            if lock is None:
-                continue
-            try:
+    while names:
+        found: list[tuple[str, Lock]] = []
+        gate = Lock.acquire(layout.path("locks", "sessions"), wait=False)
+        if gate is None:
+            return
+        with gate:
+            while names and len(found) < _AT_ONCE:
+                name = names.pop()
+                lock = _lock_of_dead(layout.path("tmp", name))
+                if lock is not None:
+                    found.append((name, lock))
+        try:
+            for name, _ in found:
                 yield name
-            finally:
+        finally:
+            for _, lock in found:
                 lock.release()
+
+
+def _lock_of_dead(path: str) -> Lock | None:
+    """The lock of a session that nobody holds; None: it lives, or is gone."""
+    try:
+        if not os.path.isdir(path):
+            os.unlink(path)
+            return None
+        return Lock.acquire(os.path.join(path, "lock"), wait=False)
+    except FileNotFoundError:
+        return None
 
 
 def boot_id() -> str:

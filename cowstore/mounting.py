@@ -62,13 +62,12 @@ def hold(store: Store, what: Snapshot | Image) -> Lock | Session | None:
     if store.layout.read_only:
         return None
     session = Session(store.layout)
-    for diff_id in dict.fromkeys(what.layers):
-        if not store.database.lease_layer(session.name, diff_id):
-            try:
-                store.holder_of_layer(diff_id)  # one that is only read has it
-            except StoreError:
-                session.close()
-                raise
+    try:
+        for diff_id in store.database.lease_image(session.name, what.layers, what.chain):
+            store.holder_of_layer(diff_id)  # one that is only read has it
+    except BaseException:
+        session.close()
+        raise
     return session
 
 

@@ -164,11 +164,11 @@ def lease(image: str, upper: str, work: str) -> tuple[Source, int]:
         # No lease survives the machine, so none needs to: nothing is waited for.
         store.database.db.execute("PRAGMA synchronous=NORMAL")
         found = store.resolve(image)
-        below = store.lowers(found)
         _forget_leases(store)
         session = hold(store, found)
         assert isinstance(session, Session)  # the store itself is never only read
         try:
+            below = store.lowers(found)  # held already: nobody sweeps what this finds or makes
             for path in (upper, work):
                 os.mkdir(path, 0o755)
             _look_like(upper, below.places[0])

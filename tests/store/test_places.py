@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
+import json
 import os
 import stat
 import tarfile
@@ -95,6 +97,45 @@ def test_the_bound_of_the_ratio_is_asked_everywhere(tmp_path: Path) -> None:
         store.import_image(f"oci-archive:{tmp_path}/x.tar.gz", "x")
 
 
+def test_a_blob_that_another_was_cut_off_at_is_written_anew(
+    store: Store, add: AddImage, tmp_path: Path
+) -> None:
+    image = add(tar([M("a", b"1" * 5000)]), name="x")
+    store.export_image("x", f"oci:{tmp_path}/out:t")
+    blobs = sorted((tmp_path / "out/blobs/sha256").iterdir())
+    whole = {path.name: path.read_bytes() for path in blobs}
+    assert image.id[7:] in whole
+    for path in blobs:
+        data = whole[path.name]
+        path.write_bytes(data[:7] if len(data) % 2 else data[:-1] + b"?")
+    store.export_image("x", f"oci:{tmp_path}/out:t")
+    assert {path.name: path.read_bytes() for path in blobs} == whole
+
+
+def test_exports_to_one_layout_wait_for_one_another(
+    store: Store, add: AddImage, tmp_path: Path
+) -> None:
+    """Each reads the index and writes it with one entry more."""
+    add(tar([M("a", b"1")]), name="x")
+    store.export_image("x", f"oci:{tmp_path}/out:first")
+    fd = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    writers = []
+    for tag in ("second", "third"):
+        writers.append(Thread(target=store.export_image, args=("x", f"oci:{tmp_path}/out:{tag}")))
+        writers[-1].start()
+    # As soon as the blobs are there it is about to wait: nothing but the index is left.
+    index = tmp_path / "out/index.json"
+    before = json.loads(index.read_text())["manifests"]
+    entry = {**before[0], "annotations": {"org.opencontainers.image.ref.name": "other's"}}
+    index.write_text(json.dumps({"schemaVersion": 2, "manifests": [*before, entry]}))
+    os.close(fd)
+    for writer in writers:
+        writer.join()
+    told = [e["annotations"].popitem()[1] for e in json.loads(index.read_text())["manifests"]]
+    assert sorted(told) == ["first", "other's", "second", "third"]
+
+
 def test_what_a_manifest_claims_of_a_blob_is_no_fact(broken_store: Store, tmp_path: Path) -> None:
     """Another digest for a layer that is here: nobody has read that blob."""
     store = broken_store
@@ -112,8 +153,6 @@ def test_what_a_manifest_claims_of_a_blob_is_no_fact(broken_store: Store, tmp_pa
 
 
 def _replace_manifest(layout: Path, data: bytes) -> None:
-    import json
-
     from tests.store.archives import digest
 
     (layout / "blobs/sha256" / digest(data)[7:]).write_bytes(data)

@@ -363,3 +363,13 @@ def test_a_blob_that_came_earlier_outlives_a_collection(
         monkeypatch.setattr(layers, "sync", sync)
         store.pull(stub.ref(), insecure=True)
         assert collected and all(freed.blobs == 0 for freed in collected)
+
+
+@pytest.mark.parametrize("change", ["WORKDIR a\nb", "USER a\x1b[2J", 'ENV ["A=\\u0000"]'])
+def test_what_no_value_can_have(store: Store, add: AddImage, change: str) -> None:
+    add(tar([M("a", b"1")]), name="x")
+    snapshot = store.snapshot_create("x")
+    with pytest.raises(StoreError, match="a control character"):
+        store.commit(snapshot, "y", CommitOptions(changes=(change,)))
+    store.commit(snapshot, "y", CommitOptions(changes=('ENV A="1\n2"',)))
+    assert store.resolve("y").process["Env"] == ["A=1\n2"]
