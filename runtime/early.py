@@ -12,7 +12,7 @@ import marshal
 import os
 import select
 
-from runtime import facts, ids, launch, union
+from runtime import facts, ids, jsonio, launch, plan, union
 from runtime.channel import Channel, pair
 from runtime.errors import RunError
 from runtime.lean import signal
@@ -106,8 +106,10 @@ def _supervisor(channel: Channel, single: bool) -> None:
             os._exit(125)
     theirs.close()
     waiting = Intermediate(pid, ours, _map(pid, ours, host) if own else None)
-    from runtime import supervision
+    # While there is nothing to do yet: what is used once there is.
+    from runtime import removal, supervision  # noqa: F401
 
+    jsonio.loads(b"{}")
     message, fds = channel.receive()
     channel.close()
     if not message:
@@ -168,8 +170,6 @@ def _plain(value: Any) -> Any:
 
 def unpack(message: bytes) -> Any:
     """What ``pack`` was given; lists come back as tuples."""
-    from runtime import plan
-
     return _record(marshal.loads(message), {**vars(plan), "IdPlan": ids.IdPlan})
 
 

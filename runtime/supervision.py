@@ -163,6 +163,7 @@ class _Supervision:
         if self.plan.cgroup is not None and self.plan.cgroup.version != "none":
             self.limits = self.plan.cgroup
         self.outer = task.joins.pop("outer", -1)
+        self.gone: state.Container | None = None
 
     def serve(self) -> int:
         """Start and supervise; the exit status."""
@@ -245,12 +246,17 @@ class _Supervision:
             self.helper.stop()
             self.helper = None
 
+    def vanish(self) -> None:
+        """The container is no more, though not all that it took is given back."""
+        self._stop_helper()  # its ports are free
+        self.gone = removal.vanish(self._fresh())
+
     def end(self, remove: bool) -> None:
         """Nothing but the container's files is left, and these only if it is to be kept."""
         held = self.task.held
         try:
             self._stop_helper()
-            fresh = self._fresh()
+            fresh = self.gone or self._fresh()
             if self.limits is not None or fresh.config.get("cgroup"):
                 from runtime import cgroupfs
 
@@ -261,7 +267,7 @@ class _Supervision:
                 # The store gives nothing back whose lock is held.
                 while len(held) > 1:
                     os.close(held.pop())
-                removal.remove_files(fresh, volumes=True)
+                removal.finish(self.gone or removal.vanish(fresh), volumes=True)
         finally:
             while held:  # the container's own lock is the first
                 os.close(held.pop())
@@ -295,6 +301,7 @@ class _Supervision:
             stop_signal=_stop_signal(request, image),
             stop_timeout=float(request.stop_timeout),
             cleanup=self.end,
+            vanish=self.vanish,
             thaw=self._thaw,
             health=health,
             log_limit=_log_limit(request),

@@ -68,7 +68,8 @@ class Supervisor:
 
     ``make`` starts the container with given standard streams; it may be called again for a
     restart. ``cleanup`` runs at the very end with whether the container is to be removed, and
-    gives its lock back; ``thaw`` lets its processes run, if they are frozen.
+    gives its lock back; ``vanish`` may run before that, if it is: from then on nobody finds it.
+    ``thaw`` lets its processes run, if they are frozen.
     ``transient``: it is removed if it cannot be started at all.
     """
 
@@ -84,6 +85,7 @@ class Supervisor:
         stop_signal: int,
         stop_timeout: float,
         cleanup: Callable[[bool], None],
+        vanish: Callable[[], None],
         thaw: Callable[[], None],
         health: Any = None,
         log_limit: int = 0,
@@ -99,6 +101,7 @@ class Supervisor:
         self.stop_signal = stop_signal
         self.stop_timeout = stop_timeout
         self.cleanup = cleanup
+        self.vanish = vanish
         self.thaw = thaw
         self.health = health
         self.transient = transient
@@ -123,6 +126,7 @@ class Supervisor:
         self.executed = False
         self.first: Channel | None = None
         self.union_dead = False
+        self.recorded = False
         self.paused = False
         self.size: tuple[int, int] | None = None
         self.began = 0.0
@@ -235,6 +239,9 @@ class Supervisor:
         self.watch(report, lambda _events: self._executed(report))
         self.watch(status.fd, lambda _events: self._status(status))
         self.began = time.monotonic()
+        if self.plan.owns_pids:
+            # If we die before it is written down, the kernel ends everything by itself.
+            self.started.go()
         self.container.save_state(
             status="running",
             pid=self.started.pid,
@@ -251,7 +258,8 @@ class Supervisor:
         )
         if self.on_run is not None:
             self.on_run(self.started.pid)
-        self.started.go()
+        if not self.plan.owns_pids:
+            self.started.go()
         for client in self.clients:
             self._watch_source(client)
 
@@ -371,10 +379,29 @@ class Supervisor:
         for fd in started.namespaces.values():
             os.close(fd)
         started.namespaces = {}
+        if self.remove and self.executed and not self.error:
+            self._tell_before_removal()
         if started.union_pid:
             self.after(_PATIENCE, lambda: self._end_union(started))
         else:
             self._settled(started)
+
+    def _tell_before_removal(self) -> None:
+        """Nobody has to wait for the removal of what nobody finds any more."""
+        if any(map(bool, (p for client in self.clients for p in client.pending.values()))):
+            return  # who reads slowly would hold us up
+        self._record_end()
+        try:
+            self.vanish()
+        except OSError:
+            return  # ``cleanup`` tries again
+        self._tell_all()
+
+    def _record_end(self) -> None:
+        if not self.recorded:
+            code = self.code if self.code is not None else FAILED
+            state.record_event(self.container.root, "container", "die", self.container, code=code)
+            self.recorded = True
 
     def _end_union(self, started: launch.Started) -> None:
         """Somebody outside has the root open, and the container is not: it is over."""
@@ -438,27 +465,36 @@ class Supervisor:
                     finished=state.now(),
                     stopped=self.stopping,
                 )
-            state.record_event(self.container.root, "container", "die", self.container, code=code)
         except OSError:
             pass  # a full disk: the lock tells that it has ended
+        self._record_end()
         try:
             # What could not even be begun, by a fault that is not its command's, is not kept.
             failed = self.transient and not self.executed and code == FAILED
             self.cleanup(self.remove or failed)
         finally:
             # From here on the container is another's to start or remove.
-            if self.listener is not None:
-                self.listener.close()
-            answer = jsonio.dumps({"exit": code, "error": self.error, "hint": self.hint}).encode()
-            for channel in self.waiting:
-                try:
-                    channel.send(answer)
-                except OSError:
-                    pass
-                channel.close()
-            # Who is attached may take its time: nothing else waits for it.
-            for client in list(self.clients):
-                self._flush_and_tell(client, answer)
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        """Answer everybody who waits for the end; whoever asks later finds nobody."""
+        if self.listener is not None:
+            self.unwatch(self.listener.fileno())
+            self.listener.close()
+            self.listener = None
+        code = self.code if self.code is not None else FAILED
+        answer = jsonio.dumps({"exit": code, "error": self.error, "hint": self.hint}).encode()
+        for channel in self.waiting:
+            self.unwatch(channel.fd)
+            try:
+                channel.send(answer)
+            except OSError:
+                pass
+            channel.close()
+        self.waiting = []
+        # Who is attached may take its time: nothing else waits for it.
+        for client in list(self.clients):
+            self._flush_and_tell(client, answer)
 
     def _flush_and_tell(self, client: Client, answer: bytes) -> None:
         for stream, fd in client.sinks.items():
@@ -473,7 +509,7 @@ class Supervisor:
             client.channel.send(answer)
         except OSError:
             pass
-        client.close()
+        self._detach(client)
 
     # -- streams -----------------------------------------------------------------------
 
