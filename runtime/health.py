@@ -131,13 +131,13 @@ def checking(process: ProcessPlan, command: list[str]) -> ProcessPlan:
 def _run_check(
     supervisor: Supervisor, namespaces: dict[str, int], command: list[str], output: int
 ) -> int:
-    from runtime import cgroupfs, enter, prepare
+    from runtime import cgroupfs, enter, filters
 
     os.setpgid(0, 0)
     plan = supervisor.plan
     process = checking(plan.process, command)
     try:
-        program = prepare.filter_for(
+        program = filters.filter_for(
             process, plan.machine, plan.ids.single, supervisor.container.root
         )
         fresh = state.Container(supervisor.container.root, supervisor.container.id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import console, facts, images, prepare, removal, state
+from runtime import console, facts, filters, images, prepare, removal, state
 from runtime.channel import Channel, pair
 from runtime.errors import RunError
 from runtime.request import RunRequest, stored_request
@@ -240,7 +240,7 @@ def supervise(
 
     held = list(held or ())
     try:
-        program = prepare.filter_for(plan.process, plan.machine, plan.ids.single, container.root)
+        program = filters.filter_for(plan.process, plan.machine, plan.ids.single, container.root)
         joins = join_targets(plan, container.root)
         try:
             held.insert(0, container.lock(patient=True))

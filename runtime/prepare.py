@@ -7,7 +7,7 @@ import stat
 
 from runtime import cgroups, drafts, facts, ids, images, network, spec, state
 from runtime.errors import RunError
-from runtime.plan import NetworkPlan, Plan, ProcessPlan, RootPlan, make
+from runtime.plan import NetworkPlan, Plan, RootPlan, make
 from runtime.request import RunRequest
 from runtime.volumes import (
     Volume,
@@ -378,60 +378,3 @@ def _taken_ids(containers: state.Containers) -> tuple[tuple[int, int], ...]:
         if entry:
             found.append((int(entry[0]), int(entry[1])))
     return tuple(found)
-
-
-def filter_for(process: ProcessPlan, machine: str, single: bool, root: str) -> bytes:
-    """The seccomp program of a process; empty for none. ``single``: chown(2) is faked.
-
-    Raises:
-        RunError: the profile cannot be read or understood.
-    """
-    from runtime import seccomp
-
-    word = process.seccomp
-    if word == "unconfined":
-        return b""
-    directory = f"{root}/seccomp"
-    if word == "default":
-        key = f"{seccomp.VERSION}-{machine}-{process.capabilities:x}-{single:d}"
-
-        def build() -> bytes:
-            from runtime.seccomp_default import default_profile
-
-            profile = default_profile(_capabilities(process), machine, fake_chown=single)
-            return seccomp.compile_profile(profile, machine)
-
-        return seccomp.kept(key, directory, build)
-    from hashlib import sha256
-
-    from runtime import jsonio
-
-    try:
-        with open(word, "rb") as file:
-            text = file.read()
-    except OSError as error:
-        raise RunError(f"seccomp profile {word}: {error.strerror}") from None
-
-    release = os.uname().release
-
-    def compile_text() -> bytes:
-        from runtime.seccomp_file import Situation, section
-
-        try:
-            profile = jsonio.loads(text)
-        except ValueError as error:
-            raise RunError(f"seccomp profile {word}: {error}") from None
-        here = Situation(_capabilities(process), machine, release)
-        return seccomp.compile_profile(section(profile, here), machine)
-
-    # What entries may depend on is part of the key.
-    depends = f"{process.capabilities:x}-{release.replace('/', '_')}"
-    key = f"{seccomp.VERSION}-{machine}-{depends}-{sha256(text).hexdigest()}"
-    return seccomp.kept(key, directory, compile_text)
-
-
-def _capabilities(process: ProcessPlan) -> tuple[str, ...]:
-    from runtime import caps
-
-    held = process.capabilities
-    return tuple(f"CAP_{name}" for number, name in enumerate(caps.NAMES) if held >> number & 1)

@@ -7,7 +7,6 @@ runtime-spec config-linux.md, "Seccomp").
 
 from __future__ import annotations
 
-import os
 import struct
 
 from runtime.errors import RunError
@@ -16,9 +15,6 @@ from runtime.sys.syscalls import AUDIT_ARCH, NATIVE, table
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-#: Part of the key of kept programs: changes with compiler and default profile.
-VERSION = "3"
 
 _LD_ABS, _JEQ, _JGE, _JGT, _JA, _RET, _AND = 0x20, 0x15, 0x35, 0x25, 0x05, 0x06, 0x54
 _INSTRUCTION = struct.Struct("=HBBI")
@@ -238,27 +234,3 @@ def compile_profile(profile: dict[str, Any], machine: str) -> bytes:
         program.place(after)
     program.emit(_RET, _KILL_PROCESS)
     return program.assemble()
-
-
-def kept(key: str, directory: str, build: Any) -> bytes:
-    """The program kept under ``key`` in ``directory``, or made by ``build()`` and kept."""
-    path = f"{directory}/{key}"
-    try:
-        with open(path, "rb") as file:
-            program = file.read()
-        if program and len(program) % _INSTRUCTION.size == 0:
-            return program
-    except OSError:
-        pass
-    program = bytes(build())
-    from runtime import drafts
-
-    temporary = drafts.name(path)
-    try:
-        os.makedirs(directory, 0o700, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(program)
-        os.rename(temporary, path)
-    except OSError:
-        pass  # a cache that cannot be written costs time only
-    return program

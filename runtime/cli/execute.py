@@ -6,7 +6,7 @@ import os
 import select
 import sys
 
-from runtime import caps, console, enter, prepare, spec, state
+from runtime import console, enter, filters, state
 from runtime.errors import RunError
 from runtime.lean import signal
 from runtime.plan import ProcessPlan, process_plan
@@ -55,7 +55,7 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
     process = _changed(target.process, values, tuple(rest[1:]))
     program = b""
     if not values.get("privileged"):
-        program = prepare.filter_for(process, target.machine, target.single, root)
+        program = filters.filter_for(process, target.machine, target.single, root)
     from runtime import cgroupfs
 
     groups = cgroupfs.openings(container)
@@ -114,6 +114,8 @@ def _changed(
 ) -> ProcessPlan:
     environment = dict(word.partition("=")[::2] for word in process.env)
     for path in values.get("env_file", ()):
+        from runtime import spec
+
         environment.update(spec.env_file(path))
     for word in values.get("env", ()):
         name, equals, value = word.partition("=")
@@ -125,6 +127,8 @@ def _changed(
         environment.setdefault("TERM", "xterm")
     changes: dict[str, Any] = {}
     if values.get("privileged"):
+        from runtime import caps
+
         everything = caps.mask(list(caps.NAMES))
         changes = {"capabilities": everything, "seccomp": "unconfined", "no_new_privs": False}
     return process.replace(

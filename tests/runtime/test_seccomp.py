@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import caps, seccomp
+from runtime import caps, filters, seccomp
 from runtime.errors import RunError
 from runtime.seccomp_default import default_profile
 from runtime.sys.syscalls import AUDIT_ARCH, table
@@ -160,11 +160,11 @@ def test_a_kept_program_is_read_and_a_damaged_one_made_anew(tmp_path: Path) -> N
         return b"12345678"
 
     place = str(tmp_path / "cache")
-    assert seccomp.kept("k", place, build) == b"12345678"
-    assert seccomp.kept("k", place, build) == b"12345678"
+    assert filters.kept("k", place, build) == b"12345678"
+    assert filters.kept("k", place, build) == b"12345678"
     assert len(made) == 1
     (tmp_path / "cache/k").write_bytes(b"123")
-    assert seccomp.kept("k", place, build) == b"12345678"
+    assert filters.kept("k", place, build) == b"12345678"
     assert len(made) == 2
 
 
