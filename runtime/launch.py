@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from runtime.early import Intermediate
+    from runtime.forked import Intermediate
     from runtime.plan import Plan
 
 

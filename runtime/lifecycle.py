@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.plan import Plan
-    from runtime.supervision import Attached, Task
+    from runtime.task import Attached, Task
 
 
 class Attachment:
@@ -36,7 +36,7 @@ class Attachment:
 
 def streams(stdin: bool) -> tuple[Attachment, Attached]:
     """Pipes and a channel: our ends, and the supervisor's."""
-    from runtime.supervision import Attached
+    from runtime.task import Attached
 
     ours, theirs = pair()
     source_read = source_write = -1
@@ -236,7 +236,7 @@ def supervise(
     Raises:
         RunError: it runs already, or its seccomp profile is wrong.
     """
-    from runtime.supervision import Task
+    from runtime.task import Task
 
     held = list(held or ())
     try:

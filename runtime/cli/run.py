@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from runtime.channel import Channel
     from runtime.plan import Plan
-    from runtime.supervision import Attached
+    from runtime.task import Attached
 
 
 def request_from(values: dict[str, Any], rest: list[str]) -> RunRequest:
