@@ -98,21 +98,24 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
         noexec=False,
         atime=False,
         allow_other=True,
+        detached=True,
     )
-    fd = open_mounted(request)
-    tree = _take(plan.root.mountpoint)
-
+    mounted = open_mounted(request)
+    tree = mounted.take()
     discard = root.transient and bool(root.upper)
+    # By descriptor: when they are removed, their directory may have another name.
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    discarded = [
+        (os.open(os.path.dirname(path), flags), os.path.basename(path))
+        for path in ((root.upper, root.work) if discard else ())
+    ]
 
     def serve() -> None:
         gc.freeze()  # modules are not looked through again and again
         gc.enable()
-        served = daemon.Daemon(options, union, fd, None, discard=discard, second_root=True)
-        served.serve(None)
-        for path in (root.upper, root.work) if discard else ():
-            parent = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            remove_tree(parent, os.path.basename(path))
-            os.close(parent)
+        daemon.Daemon(options, union, mounted, None, discard=discard).serve(None)
+        for parent, name in discarded:
+            remove_tree(parent, name)
 
     return tree, serve
 
@@ -131,13 +134,6 @@ def _mount_kernel(root: RootPlan) -> int:
         raise RunError(
             f"overlayfs in the kernel: {error.strerror}", "use --storage union"
         ) from None
-
-
-def _take(mountpoint: str) -> int:
-    """The mount there as a detached tree; nothing stays mounted."""
-    tree = calls.open_tree(calls.AT_FDCWD, os.fsencode(mountpoint))
-    calls.umount2(os.fsencode(mountpoint), calls.MNT_DETACH)
-    return tree
 
 
 def mount_root(plan: Plan) -> tuple[int, Callable[[], None] | None]:

@@ -65,9 +65,13 @@ def test_the_helper_is_an_executable_script_naming_this_interpreter(helper: Path
 
 
 def test_installing_again_changes_nothing(helper: Path) -> None:
-    before = helper.stat()
+    def made() -> tuple[int, ...]:
+        st = helper.stat()
+        return st.st_ino, st.st_mode, st.st_size, st.st_mtime_ns, st.st_ctime_ns
+
+    before = made()
     assert setup.install_helper(os.fspath(helper.parent.parent)) == 0
-    assert helper.stat() == before
+    assert made() == before
 
 
 def test_an_older_helper_of_ours_is_renewed(helper: Path) -> None:
@@ -174,7 +178,7 @@ def test_mount8_mounts_before_it_returns(mount8: Mount8, layers: Layers) -> None
     done = mount8(
         f"mount -t fuse.pyunion none {layers.mnt} -o {_words(layers)}\n"
         f"cat {layers.mnt}/etc/file\n"
-        f"findmnt -n -o FSTYPE,SOURCE {layers.mnt}\n"
+        f"findmnt -n -v -o FSTYPE,SOURCE {layers.mnt}\n"
         f"echo upper >{layers.mnt}/etc/file\n"
         f"umount {layers.mnt}\n"
         f"cat {layers.upper}/etc/file\n"
@@ -187,7 +191,7 @@ def test_mount8_mounts_before_it_returns(mount8: Mount8, layers: Layers) -> None
 def test_mount8_shows_the_source_and_the_flags(mount8: Mount8, layers: Layers) -> None:
     done = mount8(
         f"mount -t fuse.pyunion -r -o nosuid my-union {layers.mnt} -o {_words(layers)}\n"
-        f"findmnt -n -o SOURCE,OPTIONS {layers.mnt}\n"
+        f"findmnt -n -v -o SOURCE,OPTIONS {layers.mnt}\n"
         f"umount {layers.mnt}\n"
     )
     assert done.stderr == ""

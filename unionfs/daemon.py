@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import signal
     from typing import IO, NoReturn
 
+    from unionfs.engine.mounting import Mounted
     from unionfs.types import LayerOpener
 else:
     import _signal as signal  # without its enumerations
@@ -134,18 +135,16 @@ class Daemon:
     """One mounted union and the engine that serves it.
 
     ``discard``: the caller throws the upper away afterwards, so nothing is written out at the end.
-    ``second_root``: the caller takes its mount from below ``formats.SECOND_ROOT``.
     """
 
     def __init__(
         self,
         options: MountOptions,
         union: Union,
-        fd: int,
+        mounted: Mounted,
         trace: IO[str] | None,
         *,
         discard: bool = False,
-        second_root: bool = False,
     ) -> None:
         self.options = options
         self._discard = discard
@@ -153,8 +152,8 @@ class Daemon:
         self.ops = Ops(union)
         self.ops.stats = self.stats
         self.started = time.time()
-        self.engine = make_engine(options, self.ops, fd, trace, second_root=second_root)
-        self.fd = fd
+        self._mounted = mounted
+        self.engine = make_engine(options, self.ops, mounted, trace)
 
     def stats(self) -> bytes:
         """The state as JSON, for ``pyunion stat`` and SIGUSR1."""
@@ -214,6 +213,11 @@ class Daemon:
         while not self.engine.ready.wait(0.05):
             if self.engine.done.is_set():
                 self._abandon()
+        try:
+            self._mounted.attach(self.options.mountpoint)
+        except UserError:
+            self._finish()
+            raise
         if calls.in_initial_user_namespace():
             from unionfs.engine.mounting import read_ahead
 
@@ -232,8 +236,11 @@ class Daemon:
         """The engine ended before it had begun: leave nothing behind."""
         from unionfs.engine.mounting import unmount
 
-        with suppress(UserError):
-            unmount(self.options.mountpoint, lazy=True)
+        if self._mounted.tree >= 0:
+            self._mounted.detach()
+        else:
+            with suppress(UserError):
+                unmount(self.options.mountpoint, lazy=True)
         self._finish()
         reason = getattr(self.engine, "last_error", "").strip().rpartition("\n")[2]
         raise UserError(
@@ -292,13 +299,11 @@ class Daemon:
                     _clear_volatile(self.union)
             self.union.close()
         with suppress(OSError):
-            os.close(self.fd)
+            os.close(self._mounted.fd)
 
 
-def make_engine(
-    options: MountOptions, ops: Ops, fd: int, trace: IO[str] | None, *, second_root: bool = False
-) -> Engine:
-    """The engine that the options name, over an open descriptor; ``auto`` is the direct one."""
+def make_engine(options: MountOptions, ops: Ops, mounted: Mounted, trace: IO[str] | None) -> Engine:
+    """The engine that the options name; ``auto`` is the direct one."""
     from unionfs.engine.direct import DirectEngine
     from unionfs.types import EngineOptions
 
@@ -309,15 +314,15 @@ def make_engine(
         timeout=options.union.timeout,
         busy_poll=options.busy_poll,
         passthrough=options.passthrough,
-        second_root=second_root,
+        second_root=mounted.second_root and options.acl,
         debug=options.debug,
         trace=trace,
     )
     if options.engine == "pyfuse3":
         from unionfs.engine.pyfuse3 import Pyfuse3Engine
 
-        return Pyfuse3Engine(ops, fd, told)
-    return DirectEngine(ops, fd, told)
+        return Pyfuse3Engine(ops, mounted.fd, told)
+    return DirectEngine(ops, mounted.fd, told)
 
 
 def _check_engine(name: str) -> None:
@@ -376,17 +381,19 @@ def mount(options: MountOptions) -> int:
         send_umask=options.engine == "pyfuse3" and options.acl,
     )
     try:
-        fd = open_mounted(request)
+        mounted = open_mounted(request)
     except BaseException:
         union.close()
         raise
     if options.foreground or options.debug:
         os.environ["PYUNION_FOREGROUND"] = "1"
-        return Daemon(options, union, fd, trace).serve(None)
-    return _in_background(options, union, fd, trace)
+        return Daemon(options, union, mounted, trace).serve(None)
+    return _in_background(options, union, mounted, trace)
 
 
-def _in_background(options: MountOptions, union: Union, fd: int, trace: IO[str] | None) -> int:
+def _in_background(
+    options: MountOptions, union: Union, mounted: Mounted, trace: IO[str] | None
+) -> int:
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     if os.fork():
@@ -411,7 +418,7 @@ def _in_background(options: MountOptions, union: Union, fd: int, trace: IO[str] 
             os.close(null)
         os.close(ready_read)
         calls.set_process_name(b"pyunion")
-        code = Daemon(options, union, fd, trace).serve(ready_write)
+        code = Daemon(options, union, mounted, trace).serve(ready_write)
     except UserError as error:
         os.write(ready_write, f"error: {error}\n".encode())
         code = 1

@@ -436,10 +436,10 @@ class DirectEngine:
     def _name(body: memoryview, offset: int = 0) -> bytes:
         return bytes(body[offset:-1])
 
-    def _entry(self, unique: int, attr: tuple[int, ...]) -> bytes:
+    def _entry(self, unique: int, attr: tuple[int, ...], nodeid: int = 0) -> bytes:
         sec, nsec = self._valid
         return wire.ENTRY_REPLY.pack(
-            wire.ENTRY_SIZE, 0, unique, attr[0], 0, sec, sec, nsec, nsec, *attr
+            wire.ENTRY_SIZE, 0, unique, nodeid or attr[0], 0, sec, sec, nsec, nsec, *attr
         )
 
     def _lookup(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
@@ -449,7 +449,7 @@ class DirectEngine:
             return self._entry(unique, attr)
         if self._second_root == _OFFERED and nodeid == ROOT_INO and name == formats.SECOND_ROOT:
             self._second_root = _TAKEN
-            return self._entry(unique, (wire.SECOND_ROOT, *self.ops.getattr(ROOT_INO)[1:]))
+            return self._entry(unique, self.ops.getattr(ROOT_INO), wire.SECOND_ROOT)
         return wire.encode_negative(unique, self._valid)
 
     def _forget(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
-from unionfs.errors import UserError
+from unionfs import formats
+from unionfs.errors import UserError, suppress
 from unionfs.record import Record
 from unionfs.sys import calls
 from unionfs.sys.mountinfo import read_mounts
@@ -15,6 +16,7 @@ class MountRequest(Record):
     """A mount as the kernel or fusermount3 is to make it.
 
     ``send_umask`` leaves the umask to the filesystem without FUSE_DONT_MASK; only mount(2) can.
+    ``detached``: the caller attaches the mount, as ``Mounted.tree``.
     """
 
     mountpoint: str
@@ -28,37 +30,106 @@ class MountRequest(Record):
     allow_other: bool
     default_permissions: bool = True
     send_umask: bool = False
+    detached: bool = False
 
 
-def open_mounted(request: MountRequest) -> int:
-    """A descriptor of /dev/fuse serving ``request.mountpoint``.
+class Mounted:
+    """An open /dev/fuse and the mount that it serves.
+
+    ``tree``: the mount while it is still detached, so that nobody is there before it is served;
+    -1: it is in its place, or somebody else's. ``second_root``: it may be attached by that.
+    """
+
+    def __init__(self, fd: int, tree: int = -1, below: int = -1) -> None:
+        self.fd = fd
+        self.tree = tree
+        self.second_root = tree >= 0
+        self._below = below
+
+    def take(self) -> int:
+        """The detached mount, for a caller who attaches it."""
+        tree, self.tree = self.tree, -1
+        return tree
+
+    def attach(self, mountpoint: str) -> None:
+        """Put the mount into its place, by its second root if the engine offers one.
+
+        See docs/concurrency.md; Linux 6.15 and later copy a detached mount.
+
+        Raises:
+            UserError: there is no such place any more.
+        """
+        if self._below < 0:
+            return
+        second = -1
+        with suppress(OSError):
+            second = calls.open_tree(self.tree, formats.SECOND_ROOT)
+        try:
+            calls.move_mount(self.tree if second < 0 else second, self._below)
+        except OSError as error:
+            raise _refused(mountpoint, error) from None
+        finally:
+            if second >= 0:
+                os.close(second)
+            self.detach()
+
+    def detach(self) -> None:
+        """Let go of a mount that has no place yet, for good."""
+        for fd in (self.tree, self._below):
+            if fd >= 0:
+                os.close(fd)
+        self.tree = self._below = -1
+
+
+def open_mounted(request: MountRequest) -> Mounted:
+    """A descriptor of /dev/fuse that serves ``request.mountpoint``, once attached.
 
     Raises:
         UserError: /dev/fuse missing or forbidden, mount refused.
     """
     if request.mountpoint.startswith("/dev/fd/"):
         try:
-            return int(request.mountpoint.removeprefix("/dev/fd/"))
+            return Mounted(int(request.mountpoint.removeprefix("/dev/fd/")))
         except ValueError:
             raise UserError(f"{request.mountpoint}: not a descriptor number") from None
     if calls.has_sys_admin():
         fd = _open_device()
         try:
-            _mount(fd, request)
-            return fd
+            return _mounted(fd, request)
         except OSError as error:
             os.close(fd)
             if error.errno != errno.EPERM or _helper() is None:
-                raise UserError(
-                    f"mount on {request.mountpoint}: {error.strerror}",
-                    "in a user namespace, unshare the mount namespace too"
-                    if error.errno == errno.EPERM
-                    else "",
-                ) from None
+                raise _refused(request.mountpoint, error) from None
         except BaseException:
             os.close(fd)
             raise
-    return _fusermount(request)
+    return Mounted(_fusermount(request))
+
+
+def _refused(mountpoint: str, error: OSError) -> UserError:
+    hint = "in a user namespace, unshare the mount namespace too"
+    return UserError(
+        f"mount on {mountpoint}: {error.strerror}", hint if error.errno == errno.EPERM else ""
+    )
+
+
+def _mounted(fd: int, request: MountRequest) -> Mounted:
+    below = -1
+    if not request.detached:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        below = os.open(request.mountpoint, flags)
+    try:
+        if not request.send_umask:
+            return Mounted(fd, _new_mount(fd, request), below)
+    except OSError as error:
+        # Older than Linux 5.2, or a sandbox that knows no newer calls.
+        if error.errno not in (errno.ENOSYS, errno.EPERM) or request.detached:
+            if below >= 0:
+                os.close(below)
+            raise
+    os.close(below)
+    _mount(fd, request)
+    return Mounted(fd)
 
 
 def _open_device() -> int:
@@ -70,6 +141,34 @@ def _open_device() -> int:
         raise UserError(
             f"/dev/fuse: {error.strerror}", "the device must be readable and writable for you"
         ) from None
+
+
+def _new_mount(fd: int, request: MountRequest) -> int:
+    options: list[tuple[bytes, bytes | None]] = [
+        (b"source", os.fsencode(request.source)),
+        (b"subtype", os.fsencode(request.fstype.removeprefix("fuse."))),
+        (b"fd", b"%d" % fd),
+        (b"rootmode", b"40000"),
+        (b"user_id", b"%d" % os.geteuid()),
+        (b"group_id", b"%d" % os.getegid()),
+    ]
+    for wanted, name in (
+        (request.default_permissions, b"default_permissions"),
+        (request.allow_other, b"allow_other"),
+        (request.read_only, b"ro"),
+    ):
+        if wanted:
+            options.append((name, None))
+    attrs = 0
+    for wanted, bit in (
+        (request.read_only, calls.MOUNT_ATTR_RDONLY),
+        (not request.suid, calls.MOUNT_ATTR_NOSUID),
+        (not request.dev, calls.MOUNT_ATTR_NODEV),
+        (request.noexec, calls.MOUNT_ATTR_NOEXEC),
+        (not request.atime, calls.MOUNT_ATTR_NOATIME),
+    ):
+        attrs |= bit if wanted else 0
+    return calls.new_mount(b"fuse", options, attrs)
 
 
 def _mount(fd: int, request: MountRequest) -> None:
