@@ -11,6 +11,7 @@ from __future__ import annotations
 import _socket
 import fcntl
 import os
+import select
 import struct
 import sys
 
@@ -96,6 +97,13 @@ def _await(commands: int, wanted: bytes) -> None:
     """Read one command; anything else means that the supervisor has given up."""
     if os.read(commands, 1) != wanted:
         os._exit(125)
+
+
+def _is_left(commands: int) -> bool:
+    """Whether nobody is there any more to give commands."""
+    poll = select.poll()
+    poll.register(commands, 0)
+    return bool(poll.poll(0))
 
 
 def set_oom_score(value: int) -> None:
@@ -233,6 +241,8 @@ def _container(
         _await(commands, b"s")
         # Adopted by now: the signal comes when the supervisor dies, not when our maker ended.
         calls.set_parent_death_signal(signal.SIGKILL)
+        if _is_left(commands):
+            os._exit(125)  # it had died before
         stdio = streams.stdio
         if terminal is not None:
             stdio = (terminal[1], terminal[1], terminal[1])

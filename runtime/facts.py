@@ -50,6 +50,12 @@ def effective_capabilities() -> int:
     return 0
 
 
+def is_capable() -> bool:
+    """Whether this process may map ids and mount by itself."""
+    held = effective_capabilities()
+    return bool(held >> _CAP_SETUID & 1 and held >> _CAP_SYS_ADMIN & 1)
+
+
 def _fuse() -> str:
     """Why /dev/fuse cannot be used; empty if it can."""
     if os.access("/dev/fuse", os.R_OK | os.W_OK):
@@ -59,8 +65,7 @@ def _fuse() -> str:
 
 def ask() -> HostFacts:
     """The facts of this moment."""
-    capabilities = effective_capabilities()
-    capable = bool(capabilities >> _CAP_SETUID & 1 and capabilities >> _CAP_SYS_ADMIN & 1)
+    capable = is_capable()
     callers = ids.caller(capable)
     nested = callers.own_uids != ((0, 0, 0xFFFFFFFF),)
     uname = os.uname()

@@ -46,9 +46,8 @@ class Intermediate:
 
 def supervisor(channel: Channel, single: bool) -> None:
     """Wait for a task, and be the supervisor of its container; never returns."""
-    host = facts.ask()
     # With capabilities over ids mapping them is a matter of microseconds: it can wait.
-    own = not host.callers.capable and not single
+    own = not single and not facts.is_capable()
     ours, theirs = pair()
     pid = os.fork()
     if pid == 0:
@@ -59,9 +58,10 @@ def supervisor(channel: Channel, single: bool) -> None:
         finally:
             os._exit(125)
     theirs.close()
+    host = facts.ask()
     waiting = Intermediate(pid, ours, _map(pid, ours, host) if own else None)
     # While there is nothing to do yet: what is used once there is.
-    from runtime import removal, supervision, task  # noqa: F401
+    from runtime import images, removal, supervision, task  # noqa: F401
 
     jsonio.loads(b"{}")
     message, fds = channel.receive()

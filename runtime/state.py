@@ -96,8 +96,8 @@ def parse_stamp(text: str) -> float:
 
 def boot_id() -> str:
     """Changes with every boot: pids of another boot mean nothing."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read().strip().decode()
 
 
 def start_time(pid: int) -> int:

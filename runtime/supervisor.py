@@ -380,22 +380,19 @@ class Supervisor:
             os.close(fd)
         started.namespaces = {}
         if self.remove and self.executed and not self.error:
-            self._tell_before_removal()
+            self._vanish()
         if started.union_pid:
             self.after(_PATIENCE, lambda: self._end_union(started))
         else:
             self._settled(started)
 
-    def _tell_before_removal(self) -> None:
-        """Nobody has to wait for the removal of what nobody finds any more."""
-        if any(map(bool, (p for client in self.clients for p in client.pending.values()))):
-            return  # who reads slowly would hold us up
+    def _vanish(self) -> None:
+        """What is done while the union ends, nobody has to wait for afterwards."""
         self._record_end()
         try:
             self.vanish()
         except OSError:
-            return  # ``cleanup`` tries again
-        self._tell_all()
+            pass  # ``cleanup`` tries again
 
     def _record_end(self) -> None:
         if not self.recorded:
@@ -474,27 +471,18 @@ class Supervisor:
             self.cleanup(self.remove or failed)
         finally:
             # From here on the container is another's to start or remove.
-            self._tell_all()
-
-    def _tell_all(self) -> None:
-        """Answer everybody who waits for the end; whoever asks later finds nobody."""
-        if self.listener is not None:
-            self.unwatch(self.listener.fileno())
-            self.listener.close()
-            self.listener = None
-        code = self.code if self.code is not None else FAILED
-        answer = jsonio.dumps({"exit": code, "error": self.error, "hint": self.hint}).encode()
-        for channel in self.waiting:
-            self.unwatch(channel.fd)
-            try:
-                channel.send(answer)
-            except OSError:
-                pass
-            channel.close()
-        self.waiting = []
-        # Who is attached may take its time: nothing else waits for it.
-        for client in list(self.clients):
-            self._flush_and_tell(client, answer)
+            if self.listener is not None:
+                self.listener.close()
+            answer = jsonio.dumps({"exit": code, "error": self.error, "hint": self.hint}).encode()
+            for channel in self.waiting:
+                try:
+                    channel.send(answer)
+                except OSError:
+                    pass
+                channel.close()
+            # Who is attached may take its time: nothing else waits for it.
+            for client in list(self.clients):
+                self._flush_and_tell(client, answer)
 
     def _flush_and_tell(self, client: Client, answer: bytes) -> None:
         for stream, fd in client.sinks.items():
@@ -509,7 +497,7 @@ class Supervisor:
             client.channel.send(answer)
         except OSError:
             pass
-        self._detach(client)
+        client.close()
 
     # -- streams -----------------------------------------------------------------------
 
