@@ -80,3 +80,13 @@ def test_what_a_dead_process_was_making_is_removed(any_pyrun: Pyrun) -> None:
     any_pyrun("ps")
     assert [path for path, kept in made if path.exists() != kept] == []
     assert any_pyrun("ps", "--format", "{{.Status}}").stdout == "running\n"
+
+
+def test_nothing_is_left_when_run_returns(pyrun: Pyrun, tmp_path: Path) -> None:
+    """Not even for a moment, whoever's files there are."""
+    owner = "0" if pyrun.kind == "single" else "1000"
+    script = f"mkdir -p /made/deep && echo x >/made/deep/f && chown -R {owner} /made; echo done"
+    root = pyrun.place / "pyrun"
+    for _ in range(5):
+        assert pyrun.out("sh", "-c", script) == "done\n"
+        assert os.listdir(root / "containers") == os.listdir(root / "names") == []
