@@ -98,10 +98,10 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
         noexec=False,
         atime=False,
         allow_other=True,
+        detached=True,
     )
-    fd = open_mounted(request)
-    tree = _take(plan.root.mountpoint)
-
+    mounted = open_mounted(request)
+    tree = mounted.take()
     discard = root.transient and bool(root.upper)
     # By descriptor: when they are removed, their directory may have another name.
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -113,8 +113,7 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
     def serve() -> None:
         gc.freeze()  # modules are not looked through again and again
         gc.enable()
-        served = daemon.Daemon(options, union, fd, None, discard=discard, second_root=True)
-        served.serve(None)
+        daemon.Daemon(options, union, mounted, None, discard=discard).serve(None)
         for parent, name in discarded:
             remove_tree(parent, name)
 
@@ -135,13 +134,6 @@ def _mount_kernel(root: RootPlan) -> int:
         raise RunError(
             f"overlayfs in the kernel: {error.strerror}", "use --storage union"
         ) from None
-
-
-def _take(mountpoint: str) -> int:
-    """The mount there as a detached tree; nothing stays mounted."""
-    tree = calls.open_tree(calls.AT_FDCWD, os.fsencode(mountpoint))
-    calls.umount2(os.fsencode(mountpoint), calls.MNT_DETACH)
-    return tree
 
 
 def mount_root(plan: Plan) -> tuple[int, Callable[[], None] | None]:
