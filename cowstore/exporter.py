@@ -212,6 +212,11 @@ def export(
     """See ``Store.export_image``."""
     if ref.transport == "docker":
         return store.push(image.id, ref, progress=progress)
+    if compression is not None and ref.transport in ("rootfs", "docker-archive"):
+        raise StoreError(
+            f"--compression: layers have none in {ref.transport}:",
+            "rootfs:FILE.tar.gz and .zst compress the whole" if ref.transport == "rootfs" else "",
+        )
     if ref.transport == "rootfs":
         _write_target(ref.place, _rootfs(store, image, ref.place))
         return ""
@@ -531,7 +536,9 @@ def _docker_archive(
 
 
 def _rootfs(store: Store, image: Image, path: str) -> Iterator[bytes]:
-    kind = "gzip" if path.endswith(("gz",)) else "zstd" if path.endswith("zst") else "none"
+    kind = "gzip" if path.endswith("gz") else "zstd" if path.endswith("zst") else "none"
+    if path.endswith((".xz", ".txz", ".bz2", ".tbz2", ".lz", ".lzma", ".lz4", ".Z")):
+        raise StoreError(f"{path}: not a compression that is written", "end it in .gz or .zst")
     return compressed(_merged_archive(store, image), kind)
 
 

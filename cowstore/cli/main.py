@@ -75,6 +75,7 @@ _SWITCHES: Final = {
 }
 _VALUES: Final = {"--root": "root", "--id": "id", "--quota": "quota"}
 _LISTS: Final = {"--store": "store", "-o": "words"}
+_HELP: Final = "cowstore --help"
 _COMMON: Final = frozenset({"json", "quiet", "no_sync", "root", "store"})
 
 
@@ -121,6 +122,9 @@ def open_store(
     """
     from cowstore.store import Store
 
+    for place in (getattr(arguments, "root", None), *getattr(arguments, "store", [])):
+        if place == "":
+            raise UserError("--root and --store: an empty path")
     limits = None
     if ratio:
         from cowstore.rules import Limits
@@ -180,7 +184,7 @@ def find_command(word: str) -> tuple[str, Command]:
 
     words = [name for name, command in COMMANDS.items() for name in (name, *command.aliases)]
     near = get_close_matches(word, words, 1)
-    hint = f"did you mean {near[0]}?" if near else "cowstore --help"
+    hint = f"did you mean {near[0]}?" if near else _HELP
     raise UserError(f"no such command: {word}", hint)
 
 
@@ -205,7 +209,9 @@ def run(words: Sequence[str]) -> int:
         sys.stdout.write(f"cowstore {__version__}\n")
         return 0
     if not word:
-        raise UserError("no command", "cowstore --help")
+        known = ("--root", "--store", *_SWITCHES)
+        unknown = [w for w in front if w.startswith("-") and w.partition("=")[0] not in known]
+        raise UserError(f"no such option: {unknown[0]}" if unknown else "no command", _HELP)
     from cowstore.cli.parser import make_parser
 
     name, command = find_command(word)

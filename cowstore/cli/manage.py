@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 
 from cowstore.cli.main import is_quiet, open_store, wants_json
-from cowstore.cli.output import dump, size
+from cowstore.cli.output import dump, each, size
 from cowstore.collect import Freed, collect, prune
 
 
@@ -28,15 +28,17 @@ def _rmi_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def _rmi(arguments: argparse.Namespace) -> int:
-    said = []
+    said: list[str] = []
     with open_store(arguments) as store:
-        for name in arguments.names:
-            said += store.remove(name, force=arguments.force)
+        failed = each(
+            arguments.names,
+            lambda name: said.extend(store.remove(name, force=arguments.force)),
+        )
     if wants_json(arguments):
         dump(said)
     elif not is_quiet(arguments):
         sys.stdout.write("".join(f"{line}\n" for line in said))
-    return 0
+    return failed
 
 
 def _nothing(parser: argparse.ArgumentParser) -> None:

@@ -6,11 +6,12 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Any
 
 from cowstore.types import Image, Progress
+from unionfs.errors import UserError, show
 
 _UNSAFE = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
@@ -32,6 +33,18 @@ def age(seconds: float) -> str:
             count = int(passed // length)
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
     return "now"
+
+
+def each(names: Iterable[str], act: Callable[[str], object]) -> int:
+    """Do something with each, whatever becomes of the others; the exit code."""
+    code = 0
+    for name in names:
+        try:
+            act(name)
+        except UserError as error:
+            show(error)
+            code = 1
+    return code
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

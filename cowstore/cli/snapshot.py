@@ -76,9 +76,9 @@ def _snapshot(arguments: Any) -> int:
         if arguments.part == "clone":
             return _tell(arguments, store.snapshot_clone(arguments.snapshot, arguments.id))
         if arguments.part == "rm":
-            for snapshot in arguments.ids:
-                store.snapshot_remove(snapshot)
-            return 0
+            from cowstore.cli.output import each
+
+            return each(arguments.ids, store.snapshot_remove)
         if arguments.part == "list":
             return _list(arguments, store.snapshots())
         return _commit(arguments, store)

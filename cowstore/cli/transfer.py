@@ -57,39 +57,39 @@ def _import_parser(parser: argparse.ArgumentParser) -> None:
         "--max-ratio", type=number(1, 1_000_000), default=0, metavar="N",
         help="accept more than 200 times inflated",
     )  # fmt: skip
-    _registry_options(parser)
+    _registry_options(parser).add_argument(
+        "--mirror", action="append", default=[], metavar="HOST[/PREFIX]", help="ask there first"
+    )
 
 
-def _registry_options(parser: argparse.ArgumentParser) -> None:
+def _registry_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("registry")
     group.add_argument(
         "--insecure", action="store_true", help="plain HTTP, or HTTPS without a known certificate"
     )
     group.add_argument("--authfile", metavar="FILE", help="credentials, as docker and podman keep")
     group.add_argument(
-        "--mirror", action="append", default=[], metavar="HOST[/PREFIX]", help="ask there first"
-    )
-    group.add_argument(
         "--jobs", type=number(1, 64), default=4, metavar="N", help="blobs at a time (default: 4)"
     )
+    return group
 
 
 def _registry(arguments: argparse.Namespace) -> dict[str, Any]:
-    from cowstore.reference import check_mirror
-
     return {
         "insecure": arguments.insecure,
         "authfile": arguments.authfile,
-        "mirrors": tuple(map(check_mirror, arguments.mirror)),
         "jobs": arguments.jobs,
     }
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    from cowstore.reference import check_mirror
     from cowstore.types import ImageRef
 
     ref = ImageRef.parse(_with_transport(arguments.source))
-    options = _registry(arguments)
+    options = {
+        **_registry(arguments), "mirrors": tuple(map(check_mirror, arguments.mirror)),
+    }  # fmt: skip
     if ref.transport != "docker":
         options = {}
     blobs = arguments.blobs or ("keep" if arguments.all_platforms else "auto")

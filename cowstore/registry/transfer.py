@@ -203,7 +203,6 @@ def push(
     progress: Progress | None = None,
     insecure: bool = False,
     authfile: str | None = None,
-    mirrors: tuple[str, ...] = (),
     jobs: int = 4,
 ) -> str:
     """Send an image to a registry; the digest of its manifest there.

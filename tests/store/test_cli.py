@@ -230,3 +230,35 @@ def test_short_cuts_read_what_the_parser_reads(words: list[str]) -> None:
 )
 def test_all_else_is_for_the_parser(words: list[str]) -> None:
     assert quick_arguments(words) is None
+
+
+def test_one_of_several_that_is_wrong_keeps_no_other(root: Path) -> None:
+    """And what was done is told."""
+    ok(root, "tag", "img", "second")
+    done = cowstore(root, "rmi", "nothing", "second", "Nor:this:")
+    assert done.returncode == 1 and done.stdout == "untagged second:latest\n"
+    assert done.stderr.count("error: no image is called") == 2
+    for name in ("a", "b"):
+        ok(root, "snapshot", "create", "img", "--id", name)
+    done = cowstore(root, "snapshot", "rm", "a", "nothing", "b")
+    assert done.returncode == 1 and done.stderr.count("error: ") == 1
+    assert json.loads(ok(root, "snapshot", "list", "--json")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["export", "img", "rootfs:OUT.tar.xz"], "not a compression that is written"),
+        (["export", "img", "rootfs:OUT", "--compression", "gzip"], "layers have none in rootfs:"),
+        (["export", "img", "docker-archive:OUT", "--compression", "zstd"], "layers have none"),
+        (["push", "img", "docker://localhost:1/x", "--mirror", "localhost:2"], "--mirror"),
+        (["--unknown"], "--unknown"),
+        (["images", "--store", ""], "an empty path"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(
+    root: Path, tmp_path: Path, words: list[str], told: str
+) -> None:
+    done = cowstore(root, *(word.replace("OUT", f"{tmp_path}/out") for word in words))
+    assert done.returncode == 1 and told in done.stderr and "error: " in done.stderr
+    assert not list(tmp_path.glob("out*"))
