@@ -78,9 +78,10 @@ def _remove(directory: Path) -> None:
     """A group is empty a moment after its last process has been collected."""
     for left in range(100_000, -1, -1):
         try:
-            return directory.rmdir()
+            directory.rmdir()
+            return
         except FileNotFoundError:
-            return None
+            return
         except OSError:
             if not left:
                 raise
