@@ -309,7 +309,7 @@ class ViewDir(LayerDir):
             return Entry(Says.DIR, self, name, st, self.home.subdir(index))
         return Entry(Says.FILE, self, name, st, None)
 
-    def scan(self) -> Iterator[Scanned]:
+    def scan(self, numbers: dict[bytes, int] | None = None) -> Iterator[Scanned]:
         view = self.view
         for at in range(self.first, self.end):
             start = view.plain_at + view.plain_ends[at]

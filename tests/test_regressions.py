@@ -401,9 +401,9 @@ def test_an_expired_listing_is_read_again_only_if_a_lower_changed(
     scanned: list[bytes] = []
     scan = LayerDir.scan
 
-    def counting(self: LayerDir) -> Iterator[Scanned]:
+    def counting(self: LayerDir, numbers: dict[bytes, int] | None = None) -> Iterator[Scanned]:
         scanned.append(self.name)
-        return scan(self)
+        return scan(self, numbers)
 
     monkeypatch.setattr(LayerDir, "scan", counting)
     for number in range(10):

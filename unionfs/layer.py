@@ -384,8 +384,10 @@ class LayerDir:
                 if error.errno not in (errno.ENOENT, errno.EACCES, errno.ENAMETOOLONG):
                     raise
 
-    def scan(self) -> Iterator[Scanned]:
+    def scan(self, numbers: dict[bytes, int] | None = None) -> Iterator[Scanned]:
         """Every name this layer mentions, whiteouts included (each name once).
+
+        ``numbers`` gets the inode numbers on disk of plain files.
 
         Raises:
             OSError: the directory cannot be read.
@@ -413,8 +415,12 @@ class LayerDir:
                         continue
                     yield Scanned(name, said.says, stat.S_IFREG)
                 else:
+                    if numbers is not None:
+                        numbers[name] = entry.inode()
                     yield Scanned(name, Says.FILE, stat.S_IFREG)
             elif entry.is_symlink():
+                if numbers is not None:
+                    numbers[name] = entry.inode()
                 yield Scanned(name, Says.FILE, stat.S_IFLNK)
             elif masks and self.is_masked(name):
                 yield Scanned(name, Says.FILE, stat.S_IFREG)

@@ -190,11 +190,11 @@ class Ops:
 
     # -- directories -----------------------------------------------------------------
 
-    def readdir(self, ino: int, cookie: int, *, plus: bool) -> Iterator[DirEntry]:
+    def readdir(self, ino: int, cookie: int, *, plus: bool, bare: int = 0) -> Iterator[DirEntry]:
         """Entries after ``cookie`` (0: from the start), ``.`` and ``..`` first.
 
-        With ``plus`` each entry but those two carries attributes; the caller calls
-        ``reference`` for those it delivers.
+        With ``plus`` each entry but those two carries attributes, save for so many plain files
+        (``bare``); the caller calls ``reference`` for those it delivers.
         """
         union = self.union
         inode = union.get(ino)
@@ -211,6 +211,12 @@ class Ops:
         for place, name in listing.after(cookie):
             try:
                 if plus:
+                    if bare:
+                        number = union.plain_number(listing, name)
+                        if number:
+                            bare -= 1
+                            yield DirEntry(place, name, number, listing.names[name][1], None)
+                            continue
                     listed = union.listed(inode, listing, name)
                     if listed is not None:
                         child, st = listed

@@ -70,6 +70,8 @@ class Union:
         self._prepared: list[PreparedLayer] = []
         self._listed: OrderedDict[Inode, None] = OrderedDict()
         self.listed_names = 0
+        #: The listing read last, and the numbers on disk of its plain files by layer.
+        self._scanned: tuple[Listing | None, dict[int, dict[bytes, int]]] = (None, {})
         self.timeout = options.timeout
         squashed = options.squash_uid is not None or options.squash_gid is not None
         self._maps_owners = squashed or bool(options.uid_map.ranges or options.gid_map.ranges)
@@ -811,17 +813,40 @@ class Union:
         if self.watcher is not None:
             self.watcher.watch(inode, inode.dirs[-1])
 
+        scanned: dict[int, dict[bytes, int]] = {}
+
         def read(directory: LayerDir) -> Iterator[tuple[bytes, int, tuple[int, int]]]:
-            index = directory.layer.index
-            for name, says, kind in directory.scan():
-                yield name, says, (index, kind)
+            layer = directory.layer
+            numbers = None
+            if not (layer.is_upper or layer.shared_fs or layer.masks):
+                numbers = scanned[layer.index] = {}
+            notes: dict[int, tuple[int, int]] = {}
+            for name, says, kind in directory.scan(numbers):
+                note = notes.get(kind)
+                if note is None:
+                    note = notes[kind] = (layer.index, kind)
+                yield name, says, note
 
         version = None if self.timeout is None else self._lowers_version(inode)
         place = inode.dirs[-1].layer.cookie_of
         listing = Listing(merge(map(read, inode.dirs)), time.monotonic(), place)
         listing.version = version
         self.keep_listing(inode, listing)
+        self._scanned = (listing, scanned)
         return listing
+
+    def plain_number(self, listing: Listing, name: bytes) -> int:
+        """The inode number of a lower's file whose directory has just been read; 0: look closer."""
+        of, scanned = self._scanned
+        note = listing.names[name]
+        numbers = scanned.get(note[0])
+        if of is not listing or numbers is None or self.index:
+            return 0
+        number = numbers.get(name, 0)
+        layer = self.layers[note[0]]
+        if layer is None or not ROOT_INO < number < _PLAIN or number + layer.space in self.table:
+            return 0
+        return number + layer.space
 
     def keep_listing(self, inode: Inode, listing: Listing) -> None:
         """Attach a listing and let the oldest go when there are too many names."""

@@ -20,6 +20,7 @@ from unionfs import formats
 from unionfs.engine import wire
 from unionfs.engine.passthrough import Passthrough
 from unionfs.engine.waiting import Receiver
+from unionfs.engine.walks import Walks
 from unionfs.engine.wire import Op
 from unionfs.inode import ROOT_INO
 from unionfs.live import Changes
@@ -111,6 +112,7 @@ class DirectEngine:
         self._valid = _FOREVER if valid is None else (int(valid), int(valid % 1 * 1_000_000_000))
         self._setxattr_ext = False
         self._passthrough = Passthrough(ops, fd) if options.passthrough else None
+        self._walks = Walks()
         self._second_root = _OFFERED if options.second_root else _NONE
         ops.monitor.on_release = self._step_aside
         ops.union.on_mode_lost = self._forget_attributes
@@ -446,6 +448,8 @@ class DirectEngine:
         name = bytes(body[:-1])
         attr = self.ops.lookup(nodeid, name)
         if attr is not None:
+            if nodeid in self._walks.listed:
+                self._walks.looked_up(attr.mode)
             return self._entry(unique, attr)
         if self._second_root == _OFFERED and nodeid == ROOT_INO and name == formats.SECOND_ROOT:
             self._second_root = _TAKEN
@@ -707,7 +711,8 @@ class DirectEngine:
         sec, nsec = self._valid
         pack_into = wire.DIRENTPLUS.pack_into
         ops = self.ops
-        for place, name, ino, kind, attr in ops.readdir(nodeid, cookie, plus=True):
+        bare = self._walks.begin(nodeid) if cookie == 0 else 0
+        for place, name, ino, kind, attr in ops.readdir(nodeid, cookie, plus=True, bare=bare):
             length = len(name)
             end = at + 152 + length
             stop = (end + 7) & ~7
@@ -716,7 +721,7 @@ class DirectEngine:
                     ops.forget(ino, 0)
                 break
             if attr is None:
-                # "." and "..": no nodeid, no attributes
+                # "." and "..", and what nobody seems to ask of: no nodeid, no attributes
                 wire.DIRENT.pack_into(out, at + 128, ino, place, length, kind >> 12)
             else:
                 pack_into(
