@@ -22,6 +22,8 @@ from runtime.sys import calls
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 UID = 54321
+#: Seconds after which something hangs. On a busy disk a single write may take minutes.
+PATIENCE = 300
 _PROGRAMS = [
     "sh",
     "cat",
@@ -91,7 +93,7 @@ class Pyrun:
             capture_output=True,
             text=True,
             env=self.environment,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
             cwd=self.place,
         )

@@ -9,10 +9,10 @@ import struct
 import subprocess
 import termios
 
-from tests.runtime.conftest import Pyrun
+from tests.runtime.conftest import PATIENCE, Pyrun
 from tests.runtime.test_lifecycle import wait_for_line
 
-_DEADLINE = 60
+_DEADLINE = PATIENCE
 
 
 def _until(fd: int, wanted: bytes) -> bytes:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.conftest import Pyrun
+from tests.runtime.conftest import PATIENCE, Pyrun
 
 _PR_SET_CHILD_SUBREAPER = 36
-_SECONDS = 20
+_SECONDS = PATIENCE
 
 
 def _parents() -> dict[int, tuple[int, str]]:

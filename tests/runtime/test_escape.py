@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.conftest import Pyrun
+from tests.runtime.conftest import PATIENCE, Pyrun
 
 _ATTACK = """
 import ctypes, errno, os, signal
@@ -326,7 +326,7 @@ def test_exec_hands_no_file_of_the_host_in(any_pyrun: Pyrun, tmp_path: Path) -> 
     with script.open() as given, output.open("w") as told:
         subprocess.run(
             [*any_pyrun.command, "exec", "-i", "x", "sh"], env=any_pyrun.environment,
-            stdin=given, stdout=told, stderr=told, check=False, timeout=60,
+            stdin=given, stdout=told, stderr=told, check=False, timeout=PATIENCE,
         )  # fmt: skip
     lines = output.read_text().split()[:3]
     assert len(lines) == 3 and all(map(_is_ours, lines)), lines
@@ -357,5 +357,5 @@ def test_the_command_ends_with_its_supervisor_whoever_it_is(any_pyrun: Pyrun) ->
     told = json.loads(Path(directory, "state.json").read_text())
     first = os.pidfd_open(told["pid"])
     os.kill(told["supervisor"], signal.SIGKILL)
-    assert select.select([first], [], [], 60)[0], "it lives on"
+    assert select.select([first], [], [], PATIENCE)[0], "it lives on"
     os.close(first)

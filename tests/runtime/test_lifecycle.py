@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.conftest import Pyrun
+from tests.runtime.conftest import PATIENCE, Pyrun
 
 _WAIT = ("sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 60 & wait; done")
 
@@ -189,7 +189,7 @@ def test_a_helper_that_is_killed_leaves_nothing_that_rm_cannot_handle(
     for fd in watched:
         import select
 
-        assert select.select([fd], [], [], 60)[0], "it lives on"
+        assert select.select([fd], [], [], PATIENCE)[0], "it lives on"
         os.close(fd)
     assert any_pyrun("ps", "-a", "--format", "{{.Status}}").stdout == "exited\n"
     any_pyrun("start", "k")
@@ -206,7 +206,7 @@ def test_a_removed_on_exit_container_of_a_dead_supervisor_is_swept(any_pyrun: Py
     import select
 
     for fd in fds:
-        select.select([fd], [], [], 60)
+        select.select([fd], [], [], PATIENCE)
         os.close(fd)
     assert any_pyrun("ps", "-aq").stdout == ""
     assert not directory.exists()
@@ -225,12 +225,12 @@ def test_many_at_once_leave_nothing(any_pyrun: Pyrun) -> None:
         )
         for number in range(12)
     ]
-    said = [process.communicate(timeout=120)[0].strip() for process in running]
+    said = [process.communicate(timeout=PATIENCE)[0].strip() for process in running]
     assert said == [str(number) for number in range(12)]
     assert any_pyrun("ps", "-aq").stdout == ""
 
 
-_DEADLINE = 60
+_DEADLINE = PATIENCE
 
 
 def _done(pyrun: Pyrun, *words: str) -> None:

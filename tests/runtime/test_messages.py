@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.conftest import Pyrun, make_pyrun
+from tests.runtime.conftest import PATIENCE, Pyrun, make_pyrun
 
 
 def _where(
@@ -20,7 +20,7 @@ def _where(
     return subprocess.run(
         ["unshare", "--mount", "--propagation", "private", *flags,
          "sh", "-c", f'{before} && exec "$@"', "sh", *run],
-        env=pyrun.environment, capture_output=True, text=True, timeout=60, check=False,
+        env=pyrun.environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
 
 

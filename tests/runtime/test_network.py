@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 
 from runtime import network
-from tests.runtime.conftest import Pyrun
+from tests.runtime.conftest import PATIENCE, Pyrun
 from tests.runtime.test_lifecycle import wait_for_line
 
 _SERVER = """
@@ -43,7 +43,7 @@ def test_a_published_port_and_a_shared_network(root_pyrun: Pyrun) -> None:
     root_pyrun("run", "-d", "--name", "w", *publish, "--rootfs", "/", sys.executable, "-c", _SERVER)
     wait_for_line(root_pyrun, "w")
     address, _, port = root_pyrun("port", "w", "80").stdout.strip().rpartition(":")
-    with socket.create_connection((address, int(port)), 30) as connection:
+    with socket.create_connection((address, int(port)), PATIENCE) as connection:
         assert connection.recv(10) == b"hello"
     join = ("--network", "container:w", "--rootfs", "/")
     assert root_pyrun("run", "--rm", *join, sys.executable, "-c", _CLIENT).stdout == "hello\n"
@@ -67,12 +67,12 @@ def test_a_web_server_of_an_ordinary_user_answers_from_outside(any_pyrun: Pyrun)
     wait_for_line(any_pyrun, "w")
     address, _, port = any_pyrun("port", "w", "8080").stdout.strip().rpartition(":")
     for _ in range(3):
-        with urllib.request.urlopen(f"http://{address}:{port}/page", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://{address}:{port}/page", timeout=PATIENCE) as answer:
             assert answer.status == 200 and answer.read() == b"of the container"
     assert not os.path.exists("/usr/share/page")
     any_pyrun("rm", "--force", "w")
     with pytest.raises(OSError):
-        socket.create_connection((address, int(port)), 30)
+        socket.create_connection((address, int(port)), PATIENCE)
 
 
 def test_without_a_helper_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

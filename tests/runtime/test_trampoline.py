@@ -10,7 +10,7 @@ import pytest
 
 from runtime.errors import RunError
 from runtime.sys import trampoline
-from tests.runtime.conftest import Pyrun
+from tests.runtime.conftest import PATIENCE, Pyrun
 
 
 def test_a_machine_without_one_is_refused_if_the_interpreter_could_be_overwritten(
@@ -37,7 +37,7 @@ def test_a_kernel_that_executes_no_memory_is_told(root_pyrun: Pyrun) -> None:
         ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", script, "sh",
          sys.executable, "-m", "runtime", "run", "--rm", "--network", "none",
          "--rootfs", str(root_pyrun.rootfs), "true"],
-        env=root_pyrun.environment, capture_output=True, text=True, timeout=60, check=False,
+        env=root_pyrun.environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 125, done
     lines = done.stderr.splitlines()
