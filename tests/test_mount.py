@@ -958,3 +958,16 @@ def test_roots_mounts_read_ahead_by_a_mebibyte(shared: Mounted) -> None:
     device = os.stat(shared.mnt).st_dev
     window = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
     assert window.read_text() == "1024\n"
+
+
+def test_a_write_takes_a_new_files_capability(mount: Mount) -> None:
+    """The kernel asks before a write; what is known of a new file must not outlive setxattr(2)."""
+    top = mount({}).mnt
+    path = top / "new"
+    path.write_bytes(b"1")
+    value = bytes.fromhex("0100000200040000000000000000000000000000")
+    os.setxattr(path, "security.capability", value)
+    assert os.getxattr(path, "security.capability") == value
+    with path.open("ab") as file:
+        file.write(b"2")
+    assert "security.capability" not in os.listxattr(path)

@@ -12,9 +12,6 @@ from unionfs.inode import Inode
 from unionfs.layer import LayerDir
 from unionfs.union import Union
 
-#: What the kernel asks for before it changes a file's data (security/commoncap.c).
-_CAPABILITY = b"security.capability"
-
 
 def _below(union: Union, inode: Inode) -> tuple[LayerDir, bytes] | None:
     """Where in a lower layer a file is, if it is there; an empty name is the directory itself."""
@@ -79,13 +76,13 @@ def getxattr(union: Union, inode: Inode, name: bytes) -> bytes:
     below = _below(union, inode)
     if below is not None:
         return below[0].read_xattr(below[1], formats.escape(name))
-    if inode.incapable and name == _CAPABILITY:
+    if inode.incapable and name == formats.CAPABILITY:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     path, follow = _path(union, inode)
     try:
         return os.getxattr(path, formats.escape(name), follow_symlinks=follow)
     except OSError as error:
-        if name == _CAPABILITY and error.errno == errno.ENODATA:
+        if name == formats.CAPABILITY and error.errno == errno.ENODATA:
             inode.incapable = True
         raise
 

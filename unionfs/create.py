@@ -102,7 +102,7 @@ def new_inode(
     if upper.records:
         upper.forget_record(st.st_ino)
     inode = union.fresh_inode(st)
-    inode.upper = True
+    inode.upper = inode.incapable = True
     if inode.is_dir:
         made = LayerDir(directory.layer, directory, name)
         made.whs = frozenset()
@@ -335,7 +335,7 @@ def tmpfile(union: Union, parent: Inode, mode: int, caller: Caller) -> tuple[Ino
         os.close(fd)
         raise
     inode = union.fresh_inode(st)
-    inode.upper = True
+    inode.upper = inode.incapable = True
     union.fds.keep_data(inode, fd, writable=True)
     union.fds.pin(inode)
     return inode, union.stat(inode)

@@ -52,6 +52,7 @@ REDIRECT_MAX: Final = 256
 
 ACL_ACCESS: Final = b"system.posix_acl_access"
 ACL_DEFAULT: Final = b"system.posix_acl_default"
+#: The kernel asks for it before it changes a file's data (security/commoncap.c).
 CAPABILITY: Final = b"security.capability"
 
 

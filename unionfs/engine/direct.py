@@ -642,8 +642,11 @@ class DirectEngine:
         return wire.OUT_HEADER.pack(16 + len(value), 0, unique) + value
 
     def _getxattr(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
+        name = bytes(body[8:-1])
+        if name == formats.CAPABILITY and self.ops.is_incapable(nodeid):
+            return wire.OUT_HEADER.pack(16, -errno.ENODATA, unique)
         size, _ = wire.GETXATTR_IN.unpack_from(body)
-        return self._sized(unique, size, self.ops.getxattr(nodeid, bytes(body[8:-1])))
+        return self._sized(unique, size, self.ops.getxattr(nodeid, name))
 
     def _listxattr(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
         size, _ = wire.GETXATTR_IN.unpack_from(body)
