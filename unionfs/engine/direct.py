@@ -446,15 +446,15 @@ class DirectEngine:
 
     def _lookup(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
         name = bytes(body[:-1])
-        attr = self.ops.lookup(nodeid, name)
-        if attr is not None:
-            if nodeid in self._walks.listed:
-                self._walks.looked_up(attr.mode)
-            return self._entry(unique, attr)
         if self._second_root == _OFFERED and nodeid == ROOT_INO and name == formats.SECOND_ROOT:
             self._second_root = _TAKEN
             return self._entry(unique, self.ops.getattr(ROOT_INO), wire.SECOND_ROOT)
-        return wire.encode_negative(unique, self._valid)
+        attr = self.ops.lookup(nodeid, name)
+        if attr is None:
+            return wire.encode_negative(unique, self._valid)
+        if nodeid in self._walks.listed:
+            self._walks.looked_up(attr.mode)
+        return self._entry(unique, attr)
 
     def _forget(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> None:
         self.ops.forget(nodeid, wire.FORGET_IN.unpack_from(body)[0])
