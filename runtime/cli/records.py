@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     Options = dict[str, Any]
+
+#: How often is looked whether the supervisor still lives.
+_LOOK_SECONDS = 0.5
 
 
 def logs(options: Options, rest: list[str], root: str) -> int:
@@ -94,7 +98,9 @@ def _follow(
                     return 0
                 if os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
                     return _follow(container, [], [], options, wanted)
-                os.read(notify, 65536)
+                # That a lock has been given back is no event.
+                if select.select([notify], [], [], _LOOK_SECONDS)[0]:
+                    os.read(notify, 65536)
     except FileNotFoundError:
         return 0  # removed meanwhile
     finally:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import select
 import struct
 import subprocess
 import termios
+from pathlib import Path
+
+import pytest
 
 from tests.runtime.conftest import PATIENCE, Pyrun
 from tests.runtime.test_lifecycle import wait_for_line
@@ -82,3 +86,23 @@ def test_an_attachment_without_input(any_pyrun: Pyrun) -> None:
             assert process.stdout.read() in (b"end\n", b"")
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("how", ["end", "kill"])
+def test_who_follows_a_log_gets_to_its_end(any_pyrun: Pyrun, how: str) -> None:
+    for _ in range(3):
+        any_pyrun.start("f", "sh", "-c", "echo up; read x; echo last", options=("-i",))
+        with subprocess.Popen(
+            [*any_pyrun.command, "logs", "-f", "f"],
+            env=any_pyrun.environment,
+            stdout=subprocess.PIPE,
+        ) as follower:
+            assert follower.stdout is not None and follower.stdout.readline() == b"up\n"
+            if how == "end":
+                any_pyrun("attach", "f", stdin="\n")
+                assert follower.communicate(timeout=_DEADLINE)[0] == b"last\n"
+            else:
+                told = json.loads(any_pyrun("inspect", "f").stdout)[0]["Directory"]
+                os.kill(json.loads(Path(told, "state.json").read_text())["supervisor"], 9)
+                follower.communicate(timeout=_DEADLINE)
+        any_pyrun("rm", "--force", "f")
