@@ -197,7 +197,17 @@ def check_snapshot_free(layout: Layout, snapshot: str) -> Lock:
     Raises:
         StoreError: it is mounted.
     """
-    lock = Lock.acquire(layout.path("locks", f"snapshot-{snapshot}"), wait=False)
+    return take_snapshot(lock_of_snapshot(layout, snapshot), snapshot)
+
+
+def lock_of_snapshot(layout: Layout, snapshot: str) -> str:
+    """The path of a snapshot's lock."""
+    return layout.path("locks", f"snapshot-{snapshot}")
+
+
+def take_snapshot(path: str, snapshot: str) -> Lock:
+    """As ``check_snapshot_free``, for those who know the path of the lock."""
+    lock = Lock.acquire(path, wait=False)
     if lock is None:
         raise StoreError(f"snapshot {snapshot} is in use", "unmount it first")
     return lock

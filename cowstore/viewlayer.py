@@ -26,7 +26,7 @@ from unionfs.types import Attr, decode_rdev
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import Any, Final
+    from typing import Final
 
 _INDEX: Final = 0xFFFFFFFF
 #: A count that is carried over before it grows.
@@ -378,8 +378,3 @@ class ViewDir(LayerDir):
         start = ends[first]
         end = bisect_right(ends, start + size, first, self.end + 1) - 1
         return view.whole[view.plain_at + start : view.plain_at + ends[end]]
-
-
-def roots_of(store: Any) -> list[str]:
-    """Roots of all stores that a store looks into, for ``opener``."""
-    return [holder.layout.root for holder in store.holders()]

@@ -26,6 +26,7 @@ from unionfs.union import Union
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Callable
     from typing import IO, NoReturn
 
     from unionfs.engine.mounting import Mounted
@@ -344,8 +345,10 @@ def _others_allowed(options: MountOptions, root: bool) -> bool:
     return root and not options.allow_root
 
 
-def mount(options: MountOptions) -> int:
+def mount(options: MountOptions, ready: int | None = None) -> int:
     """Mount and serve; in the background this returns in the caller, with the exit code.
+
+    ``ready`` is a pipe if this process is to become the daemon: it is told when the mount answers.
 
     Raises:
         UserError: see docs; nothing is left mounted or written.
@@ -385,15 +388,15 @@ def mount(options: MountOptions) -> int:
     except BaseException:
         union.close()
         raise
-    if options.foreground or options.debug:
-        os.environ["PYUNION_FOREGROUND"] = "1"
-        return Daemon(options, union, mounted, trace).serve(None)
-    return _in_background(options, union, mounted, trace)
+    if not (options.foreground or options.debug):
+        told = _fork() if ready is None else ready
+        _serve_apart(lambda: Daemon(options, union, mounted, trace), told)
+    os.environ["PYUNION_FOREGROUND"] = "1"
+    return Daemon(options, union, mounted, trace).serve(None)
 
 
-def _in_background(
-    options: MountOptions, union: Union, mounted: Mounted, trace: IO[str] | None
-) -> int:
+def _fork() -> int:
+    """In a child: the pipe to tell the caller by, who waits there, shows what is said, and ends."""
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     if os.fork():
@@ -407,6 +410,12 @@ def _in_background(
             sys.stderr.write(said or "error: the union's daemon died while starting\n")
         sys.stderr.flush()
         os._exit(0 if answered else 1 if said else 2)
+    os.close(ready_read)
+    return ready_write
+
+
+def _serve_apart(make: Callable[[], Daemon], ready: int) -> NoReturn:
+    """Serve as a process that has nothing to do any more with who started it."""
     code = 2
     try:
         os.setsid()
@@ -416,11 +425,10 @@ def _in_background(
             os.dup2(null, number)
         if null > 2:
             os.close(null)
-        os.close(ready_read)
         calls.set_process_name(b"pyunion")
-        code = Daemon(options, union, mounted, trace).serve(ready_write)
+        code = make().serve(ready)
     except UserError as error:
-        os.write(ready_write, f"error: {error}\n".encode())
+        os.write(ready, f"error: {error}\n".encode())
         code = 1
     except BaseException:
         import traceback

@@ -196,6 +196,10 @@ def run(words: Sequence[str]) -> int:
     """
     arguments = quick_arguments(words)
     if arguments is not None:
+        if arguments.__dict__["command"] == "mount" and not arguments.__dict__["foreground"]:
+            from cowstore import early
+
+            early.begin()
         from cowstore.cli import snapshot
 
         return snapshot.RUN[str(arguments.__dict__["command"])](arguments)

@@ -138,16 +138,20 @@ def _mount_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def _mount(arguments: Any) -> int:
+    from cowstore import early
     from cowstore.mounting import mount
 
-    with open_store(arguments) as store:
-        return mount(
-            store,
-            arguments.what,
-            arguments.mountpoint,
-            arguments.words,
-            foreground=arguments.foreground,
-        )
+    try:
+        with open_store(arguments) as store:
+            return mount(
+                store,
+                arguments.what,
+                arguments.mountpoint,
+                arguments.words,
+                foreground=arguments.foreground,
+            )
+    finally:
+        early.dismiss()
 
 
 PARSERS = {"snapshot": _snapshot_parser, "mount": _mount_parser}

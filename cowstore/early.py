@@ -1,0 +1,112 @@
+"""The daemon of a snapshot's mount, forked before it is known what it will serve.
+
+Importing what serves a union takes twice as long as opening the store and finding the snapshot in
+it, and there are two processors: the command forks first, then both do their part. If nothing is
+handed over the child leaves without a word.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+
+from unionfs.errors import UserError, show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+_waiting: tuple[int, int, int] | None = None
+_MODULES = (
+    "unionfs.options", "unionfs.daemon", "unionfs.engine.direct", "unionfs.engine.mounting",
+    "cowstore.viewlayer", "cowstore.locks",
+)  # fmt: skip
+
+
+def begin() -> None:
+    """Fork the daemon-to-be; once."""
+    global _waiting
+    task_read, task_write = os.pipe2(os.O_CLOEXEC)
+    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(task_write)
+            os.close(ready_read)
+            _wait(task_read, ready_write)
+        finally:
+            os._exit(2)
+    os.close(task_read)
+    os.close(ready_write)
+    _waiting = pid, task_write, ready_read
+
+
+def hand_over(task: dict[str, Any]) -> int | None:
+    """Have it mount; the exit code of the command. None: nobody is waiting.
+
+    ``task``: ``words`` for ``-o``, ``mountpoint``, ``fsname``, ``roots`` of stores if one of the
+    lowers is a view, ``lock`` to be held, ``snapshot`` for messages, and whether there is a
+    ``quota`` to obey.
+    """
+    global _waiting
+    if _waiting is None:
+        return None
+    (pid, task_write, ready_read), _waiting = _waiting, None
+    with open(task_write, "wb") as file:
+        file.write(marshal.dumps(task))
+    with open(ready_read, "rb") as file:
+        said = file.read()
+    if said == b"1":
+        return 0
+    if said:
+        sys.stderr.write(said.decode(errors="replace"))
+        return 1
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or 2
+
+
+def dismiss() -> None:
+    """It is not needed."""
+    global _waiting
+    if _waiting is not None:
+        (pid, task_write, ready_read), _waiting = _waiting, None
+        os.close(task_write)
+        os.close(ready_read)
+        os.waitpid(pid, 0)
+
+
+def _wait(task_read: int, ready: int) -> NoReturn:
+    for name in _MODULES:
+        __import__(name)
+    with open(task_read, "rb") as file:
+        message = file.read()
+    if not message:
+        os._exit(0)
+    try:
+        _mount(marshal.loads(message), ready)
+    except UserError as error:
+        show(error)
+        os._exit(1)
+    except KeyboardInterrupt:
+        os._exit(130)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(2)
+
+
+def _mount(task: dict[str, Any], ready: int) -> NoReturn:
+    from cowstore.locks import take_snapshot
+    from cowstore.mounting import union_options
+    from unionfs import daemon
+
+    take_snapshot(task["lock"], task["snapshot"])
+    options = union_options(
+        task["words"], task["mountpoint"], task["fsname"], task["roots"], foreground=False
+    )
+    if task["quota"]:
+        from cowstore import quota
+
+        quota.obey()
+    os._exit(daemon.mount(options, ready))
