@@ -248,7 +248,7 @@ def find(full: bool, account: Account | None) -> Found:
             version = f"{version_of(podman)}, {version_of(path)}"
             peer = Peer(f"podman-{name}", "podman", (podman, path), version, kind=CONTAINER)
             found.peers.append(peer)
-    tool.ours(found, "pyrun", "runtime", CONTAINER, account)
+    tool.ours(found, "pyrun", "runtime.cli.main:main", CONTAINER, account)
     return found
 
 

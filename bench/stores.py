@@ -247,7 +247,7 @@ def find(full: bool, account: Account | None) -> Found:
     tool.program(found, "tar", "plain", IMAGE)
     tool.program(found, "umoci", "umoci", IMAGE, "skopeo")
     tool.program(found, "podman", "podman", IMAGE)
-    tool.ours(found, "cowstore", "cowstore", IMAGE, account)
+    tool.ours(found, "cowstore", "cowstore.cli.main:program", IMAGE, account)
     return found
 
 

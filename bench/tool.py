@@ -99,9 +99,10 @@ def _runs(program: str, account: Account) -> bool:
     return done.returncode == 0
 
 
-def ours(found: Found, name: str, module: str, kind: str, account: Account | None) -> None:
-    """Add our own program to what was found: as a module of the interpreter that runs us."""
-    words = ("-P", "-m", module)
+def ours(found: Found, name: str, entry: str, kind: str, account: Account | None) -> None:
+    """Add our own program to what was found, run as its installed script runs (MODULE:FUNCTION)."""
+    module, _, function = entry.partition(":")
+    words = ("-P", "-c", f"import sys; from {module} import {function}; sys.exit({function}())")
     python = python_for(account)
     if python is None and account is not None:
         found.missing.append(
