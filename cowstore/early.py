@@ -62,7 +62,11 @@ def hand_over(task: dict[str, Any]) -> int | None:
     if said:
         sys.stderr.write(said.decode(errors="replace"))
         return 1
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or 2
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code in (1, 130):
+        return code  # it has said why
+    sys.stderr.write("error: the union's daemon died while starting\n")
+    return 2
 
 
 def dismiss() -> None:

@@ -34,7 +34,8 @@ class Limits:
 
     Attributes:
         ratio: inflated bytes for one compressed; asked once ``grace`` bytes came out.
-        grace: bytes, inflated, and of memory for members: see ``check_memory``.
+        grace: bytes, inflated.
+        weight: bytes of memory that members may take in any case: see ``check_memory``.
         layer: bytes of one layer's archive.
         file: bytes of one file, holes included.
         entries: members of one layer.
@@ -44,6 +45,7 @@ class Limits:
 
     ratio: int = 200
     grace: int = 64 << 20
+    weight: int = 128 << 20
     layer: int = 1 << 40
     file: int = 1 << 44
     entries: int = 5_000_000
@@ -158,7 +160,7 @@ def check_memory(members: int, held: int, blob: int, limits: Limits) -> None:
 
     An image of many files is large: it may have more memory than one of few bytes that says much.
     """
-    if members * _MEMBER + held > limits.grace + blob * limits.ratio // _OF_RATIO:
+    if members * _MEMBER + held > limits.weight + blob * limits.ratio // _OF_RATIO:
         raise Refused(
             f"{blob} bytes of a blob describe {members} members that take {held} bytes of names"
             " and attributes: this looks like a bomb",

@@ -72,7 +72,7 @@ class ViewLayer(Layer):
         self.fds = fds
         self.space = 0
         self.override = None
-        self.shared_fs = False
+        self.shared_fs = self.lists_numbers = False
         self.live = False
         self.masks = frozenset()
         self.base = self.view.base

@@ -225,7 +225,10 @@ def hosts(request: RunRequest, hostname: str, network: NetworkPlan) -> str:
 
 
 class Helper:
-    """A running helper; it ends when ``stop`` is called, or with the supervisor."""
+    """A running helper; it ends when ``stop`` is called.
+
+    After a supervisor that was killed slirp4netns ends by itself, pasta by ``removal.kill_left``.
+    """
 
     def __init__(self, pid: int, exit_fd: int = -1) -> None:
         self.pid = pid

@@ -209,8 +209,29 @@ def kill_left(container: state.Container) -> None:
 
             kill_on_root(device, thaw)
             _kill_same(union, began)
+        _end_pasta(container.directory)
     if plan is not None:
         cgroupfs.remove(plan)
+
+
+def _end_pasta(directory: str) -> None:
+    """SIGTERM for the container's pasta(1): it outlives its network and keeps published ports."""
+    place = f"{directory}/pasta.pid"
+    try:
+        with open(place, "rb") as file:
+            pid = int(file.read())
+        fd = os.pidfd_open(pid)
+    except (OSError, ValueError):
+        return
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().split(b"\0")
+        if os.fsencode(place) in words:  # else its number has gone to another process
+            signal.pidfd_send_signal(fd, signal.SIGTERM)
+    except (OSError, ProcessLookupError):
+        pass
+    finally:
+        os.close(fd)
 
 
 def _kill_same(pid: int, began: object) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeLayers, needs_fuse
+from tests.helpers import wait_for_end
 from tests.layers import Dir, File
 from unionfs import formats
 from unionfs.sys import calls
@@ -21,6 +22,13 @@ from unionfs.sys import calls
 _NOBODY = 54_322
 _NAME = os.fsdecode(formats.SECOND_ROOT)
 pytestmark = pytest.mark.skipif(not calls.has_sys_admin(), reason="needs root: it mounts")
+
+
+def _unmount(top: Path) -> None:
+    """Until its daemon has ended."""
+    pid = int(json.loads(os.getxattr(top, "user.pyunion.stats"))["pid"])
+    subprocess.run(["umount", top], check=True)
+    wait_for_end(pid)
 
 
 class _Mount:
@@ -52,7 +60,7 @@ class _Mount:
 
     def close(self) -> None:
         """Unmount; the daemon ends of it."""
-        subprocess.run(["umount", self.top], check=True)
+        _unmount(self.top)
 
 
 @pytest.fixture
@@ -159,3 +167,95 @@ def test_nothing_is_mounted_before_it_is_served(make_layers: MakeLayers, tmp_pat
     assert process.returncode == 1 and said.startswith("error: "), said
     assert Path("/proc/self/mountinfo").read_text() == before
     assert os.listdir(layers.mnt) == ["beneath"]
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSYS, errno.EACCES])
+def test_where_the_newer_calls_are_forbidden_mount_is_called(
+    make_layers: MakeLayers, fault: int
+) -> None:
+    script = f"""
+import sys, unionfs.sys.calls as calls
+def refuse(*_):
+    raise OSError({fault}, "refused")
+calls.new_mount = refuse
+from unionfs.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+    needs_fuse()
+    layers = make_layers({b"f": File(b"x")})
+    words = ["mount", str(layers.lowers[0]), str(layers.upper), str(layers.mnt)]
+    subprocess.run([sys.executable, "-c", script, *words], check=True)
+    try:
+        assert (layers.mnt / "f").read_text() == "x"
+    finally:
+        _unmount(layers.mnt)
+
+
+def test_without_copies_of_detached_mounts_nobody_finds_the_name(make_layers: MakeLayers) -> None:
+    script = """
+import sys, unionfs.sys.calls as calls
+real = calls.open_tree
+def refuse(*words):
+    import os
+    os.close(real(*words))
+    raise OSError(22, "looked up, not copied")
+calls.open_tree = refuse
+from unionfs.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+    needs_fuse()
+    layers = make_layers({b"d": Dir(), b"d/f": File(b"x")})
+    words = ["mount", str(layers.lowers[0]), str(layers.upper), str(layers.mnt)]
+    subprocess.run([sys.executable, "-c", script, *words], check=True)
+    try:
+        assert not (layers.mnt / _NAME).exists()
+        assert (layers.mnt / "d/f").read_text() == "x"
+        os.rename(layers.mnt / "d/f", layers.mnt / "g")
+        assert (layers.mnt / "g").read_text() == "x" and not (layers.mnt / "d/f").exists()
+    finally:
+        _unmount(layers.mnt)
+
+
+def test_a_long_source_is_taken(make_layers: MakeLayers) -> None:
+    made = _Mount(make_layers, "-o", f"fsname={'x' * 300}")
+    try:
+        assert "x" * 300 in Path("/proc/self/mountinfo").read_text()
+    finally:
+        made.close()
+
+
+def test_who_has_gone_leaves_no_mount(make_layers: MakeLayers) -> None:
+    """The command is killed before the daemon is ready: it mounts nothing, or it serves."""
+    needs_fuse()
+    layers = make_layers({b"f": File(b"x")})
+    script = """
+import os, signal, sys
+from unionfs import daemon
+wait = daemon.Event.wait
+def slow(self, seconds=None):
+    os.kill(int(os.environ["CALLER"]), signal.SIGKILL)
+    while os.getppid() == int(os.environ["CALLER"]):
+        pass
+    return wait(self, seconds)
+daemon.Event.wait = slow
+os.environ["CALLER"] = str(os.getpid())
+from unionfs.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+    words = ["mount", str(layers.lowers[0]), str(layers.upper), str(layers.mnt)]
+    assert subprocess.run([sys.executable, "-c", script, *words]).returncode == -9
+    locked = layers.work / "work"
+    for _ in range(2000):  # until the daemon has gone, which holds the locks
+        done = subprocess.run(
+            [sys.executable, "-m", "unionfs", *words], capture_output=True, text=True
+        )
+        if done.returncode == 0:
+            break
+        assert "in use" in done.stderr or "locked" in done.stderr, done.stderr
+    assert done.returncode == 0, (done, locked)
+    try:
+        assert (layers.mnt / "f").read_text() == "x"
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        assert len([line for line in lines if line.split()[4] == str(layers.mnt)]) == 1
+    finally:
+        _unmount(layers.mnt)

@@ -178,7 +178,7 @@ def test_mount8_mounts_before_it_returns(mount8: Mount8, layers: Layers) -> None
     done = mount8(
         f"mount -t fuse.pyunion none {layers.mnt} -o {_words(layers)}\n"
         f"cat {layers.mnt}/etc/file\n"
-        f"findmnt -n -v -o FSTYPE,SOURCE {layers.mnt}\n"
+        f"findmnt -n -o FSTYPE,SOURCE {layers.mnt}\n"
         f"echo upper >{layers.mnt}/etc/file\n"
         f"umount {layers.mnt}\n"
         f"cat {layers.upper}/etc/file\n"
@@ -188,10 +188,21 @@ def test_mount8_mounts_before_it_returns(mount8: Mount8, layers: Layers) -> None
 
 
 @needs_root
+def test_mount8_knows_what_it_has_mounted(mount8: Mount8, layers: Layers, tmp_path: Path) -> None:
+    table = tmp_path / "fstab"
+    table.write_text(f"u {layers.mnt} fuse.pyunion {_words(layers)} 0 0\n")
+    done = mount8(
+        f"mount -T {table} -a\nmount -T {table} -a\n"
+        f"grep -c {layers.mnt} /proc/self/mountinfo\numount {layers.mnt}\n"
+    )
+    assert (done.stderr, done.stdout) == ("", "1\n")
+
+
+@needs_root
 def test_mount8_shows_the_source_and_the_flags(mount8: Mount8, layers: Layers) -> None:
     done = mount8(
         f"mount -t fuse.pyunion -r -o nosuid my-union {layers.mnt} -o {_words(layers)}\n"
-        f"findmnt -n -v -o SOURCE,OPTIONS {layers.mnt}\n"
+        f"findmnt -n -o SOURCE,OPTIONS {layers.mnt}\n"
         f"umount {layers.mnt}\n"
     )
     assert done.stderr == ""

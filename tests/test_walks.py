@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Mount, needs_fuse
+from tests.conftest import Mount, OpenRig, needs_fuse
 from tests.layers import Dir, File, Tree
 from unionfs.engine import walks
 from unionfs.engine.walks import Walks
@@ -113,3 +113,18 @@ def test_a_walk_that_looks_at_files_has_them_all_known(mount: Mount) -> None:
     mounted = mount(_tree(60))
     _walk(mounted.mnt, lambda entry: entry.stat(follow_symlinks=False))
     assert _inodes(mounted.mnt) == 1 + 60 + 300
+
+
+def test_numbers_are_taken_from_listings_of_known_filesystems_alone(rig: OpenRig) -> None:
+    made = rig({b"f": File(b"x"), b"d": Dir()})
+    union = made.union
+    layer = union.layers[1]
+    assert layer is not None
+    known = layer.lists_numbers
+    for trusted in (True, False):
+        layer.lists_numbers = trusted
+        union.forget_listing(union.root)
+        listing = union.build_listing(union.root)
+        number = union.plain_number(listing, b"f")
+        assert number == (made.lstat(b"f").ino if trusted and known else 0)
+        assert union.plain_number(listing, b"d") == 0

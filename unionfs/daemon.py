@@ -13,7 +13,7 @@ import sys
 import time
 
 from unionfs import __version__, compiled, index, masks
-from unionfs.errors import UserError, suppress
+from unionfs.errors import UserError, printable, suppress
 from unionfs.live import Changes
 from unionfs.monitor import Event
 from unionfs.ops import Ops
@@ -55,6 +55,9 @@ class Engine(Protocol):
 
     def invalidate(self, changes: Changes) -> None:
         """Make the kernel ask again for what changed in a lower. Not inside the monitor."""
+
+    def settle_second_root(self, taken: bool) -> None:
+        """The mount is in its place, by its second root or not: that is not offered any more."""
 
 
 def open_union(options: MountOptions, open_layer: LayerOpener | None = None) -> Union:
@@ -130,6 +133,13 @@ def resident_bytes() -> int:
 def _wake(pipe: int) -> None:
     with suppress(BlockingIOError):  # full: it wakes anyway
         os.write(pipe, b"\0")
+
+
+def _is_closed(pipe: int) -> bool:
+    """Whether nobody will read what is written."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return bool(poll.poll(0))
 
 
 class Daemon:
@@ -214,18 +224,23 @@ class Daemon:
         while not self.engine.ready.wait(0.05):
             if self.engine.done.is_set():
                 self._abandon()
+        if ready is not None and _is_closed(ready):
+            self._mounted.detach()  # nobody waits for it any more
         try:
-            self._mounted.attach(self.options.mountpoint)
+            second = self._mounted.attach(self.options.mountpoint)
         except UserError:
             self._finish()
             raise
+        if second is not None:
+            self.engine.settle_second_root(second)
         if calls.in_initial_user_namespace():
             from unionfs.engine.mounting import read_ahead
 
             with suppress(OSError):
                 read_ahead(self.options.mountpoint, _READ_AHEAD_KIB)
         if ready is not None:
-            os.write(ready, b"1")
+            with suppress(BrokenPipeError):
+                os.write(ready, b"1")
             os.close(ready)
         with self.union.monitor:
             masks.update(self.union)
@@ -315,7 +330,7 @@ def make_engine(options: MountOptions, ops: Ops, mounted: Mounted, trace: IO[str
         timeout=options.union.timeout,
         busy_poll=options.busy_poll,
         passthrough=options.passthrough,
-        second_root=mounted.second_root and options.acl,
+        second_root=mounted.second_root and options.acl and options.second_root,
         debug=options.debug,
         trace=trace,
     )
@@ -428,7 +443,9 @@ def _serve_apart(make: Callable[[], Daemon], ready: int) -> NoReturn:
         calls.set_process_name(b"pyunion")
         code = make().serve(ready)
     except UserError as error:
-        os.write(ready, f"error: {error}\n".encode())
+        hint = f"hint: {printable(error.hint)}\n" if error.hint else ""
+        with suppress(BrokenPipeError):
+            os.write(ready, f"error: {printable(str(error))}\n{hint}".encode())
         code = 1
     except BaseException:
         import traceback

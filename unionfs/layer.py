@@ -32,6 +32,16 @@ _NO_XATTR = frozenset({errno.ENOTSUP, errno.ENODATA, errno.EPERM, errno.EACCES, 
 _O_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+#: statfs(2)'s f_type of ext2 to ext4, xfs, btrfs, f2fs, bcachefs, zfs, tmpfs, ramfs, squashfs,
+#: erofs. FUSE, overlayfs and network filesystems may list other numbers than they show.
+_LIST_NUMBERS = frozenset(
+    {
+        *(0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0xCA451A4E, 0x2FC12FC1),
+        *(0x01021994, 0x858458F6, 0x73717368, 0xE0F5E1E2),
+    }
+)
+
+
 class Scanned(Row):
     """One name of a directory listing: its answer and its S_IFMT bits."""
 
@@ -47,6 +57,7 @@ class Layer:
         index: position in the union, 0 for the upper; lowers count from 1.
         space: number added to a file's st_ino to make it unique over filesystems.
         fs: names the filesystem across mounts.
+        lists_numbers: what its filesystem's listings say of inode numbers is what stat(2) says.
         live: others may change it while it is mounted.
         shared_fs: a layer above is on the same filesystem.
         override: the xattr that holds owners and modes in this layer, if any.
@@ -67,6 +78,7 @@ class Layer:
         self.dev = st.st_dev
         self.root_ino = st.st_ino
         self.fs = calls.filesystem_id(self._readable_root())
+        self.lists_numbers = calls.filesystem_type(self.root.fd) in _LIST_NUMBERS
         self.space = 0
         self.override: bytes | None = None
         self.shared_fs = False

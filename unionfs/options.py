@@ -50,6 +50,7 @@ class MountOptions(Record):
     acl: bool = True
     busy_poll: int = 100
     passthrough: bool = False
+    second_root: bool = True
     unknown: tuple[str, ...] = ()
     flags: frozenset[str] = frozenset()
 

@@ -818,7 +818,7 @@ class Union:
         def read(directory: LayerDir) -> Iterator[tuple[bytes, int, tuple[int, int]]]:
             layer = directory.layer
             numbers = None
-            if not (layer.is_upper or layer.shared_fs or layer.masks):
+            if layer.lists_numbers and not (layer.is_upper or layer.shared_fs or layer.masks):
                 numbers = scanned[layer.index] = {}
             notes: dict[int, tuple[int, int]] = {}
             for name, says, kind in directory.scan(numbers):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
+import signal
 import socket
 import sys
+import time
 import urllib.request
 
 import pytest
@@ -84,3 +88,27 @@ def test_without_a_helper_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
         network.choose(RunRequest(image="x", network="private"))
     assert "passt" in caught.value.hint
     assert "no network" in network.choose(RunRequest(image="x")).note
+
+
+def test_a_published_port_is_free_again_after_a_killed_supervisor(any_pyrun: Pyrun) -> None:
+    _needs_helper()
+    single = ("--userns", "single") if any_pyrun.kind == "single" else ()
+    words = ("run", "-d", *single, "--rootfs", str(any_pyrun.rootfs))
+    any_pyrun(*words, "--name", "w", "-p", "127.0.0.1::80", "sleep", "1000")
+    port = any_pyrun("port", "w", "80").stdout.strip().rpartition(":")[2]
+    (told,) = (any_pyrun.place / "pyrun/containers").glob("*/state.json")
+    supervisor = json.loads(told.read_text())["supervisor"]
+    watched = os.pidfd_open(supervisor)
+    os.kill(supervisor, signal.SIGKILL)
+    assert select.select([watched], [], [], PATIENCE)[0]
+    os.close(watched)
+    any_pyrun("rm", "--force", "w")
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        done = any_pyrun(
+            *words, "--name", "x", "-p", f"127.0.0.1:{port}:80", "sleep", "1000", code=None
+        )
+        if done.returncode == 0:
+            break
+        assert "address already in use" in done.stderr, done
+    assert done.returncode == 0, done

@@ -64,7 +64,7 @@ def _much(kind: str) -> Iterator[bytes]:
             ("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"),
             ("GNU.sparse.realsize", b"1000000"),
         )  # fmt: skip
-        for _ in range(4):
+        for _ in range(8):
             yield pax + _header("s", b"0", len(text) + count) + text
             yield bytes(count + -count % 512) + noise
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cowstore import Refused, Store, oci
-from cowstore.rules import Limits
+from cowstore.rules import Limits, check_memory
 from tests.store.archives import CHR, LNK, SYM, M, d, oci_layout, tar
 
 HOSTILE = {
@@ -178,3 +178,10 @@ def test_types_of_the_whole_archive(store: Store, tmp_path: Path) -> None:
         (tmp_path / "x.tar").write_bytes(data)
         with pytest.raises(Refused, match=r"x\.tar"):
             store.import_image(f"rootfs:{tmp_path}/x.tar", "x")
+
+
+def test_many_members_of_a_small_blob_are_allowed_and_too_many_are_not() -> None:
+    """A tree of 200,000 links compresses well; of what would fill a memory nothing is kept."""
+    check_memory(200_000, 10 << 20, 1 << 20, Limits())
+    with pytest.raises(Refused, match="looks like a bomb"):
+        check_memory(1_000_000, 10 << 20, 1 << 20, Limits())

@@ -214,7 +214,8 @@ def _run_helper(arguments: Sequence[str]) -> int:
     if parsed.fstype.startswith("fuse."):
         options = options.replace(subtype=parsed.fstype.removeprefix("fuse."))
     _name_unknown(options)
-    options = mount_options.check(options)
+    # mount(8) takes what is mounted by another root than "/" for something else: `mount -a`.
+    options = mount_options.check(options.replace(second_root=False))
     return 0 if parsed.fake else mount(options)
 
 

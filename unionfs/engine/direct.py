@@ -201,6 +201,18 @@ class DirectEngine:
         both = ino == ROOT_INO and self._second_root == _TAKEN
         return (ino, wire.SECOND_ROOT) if both else (ino,)
 
+    def settle_second_root(self, taken: bool) -> None:
+        """The mount is in its place: from now on nobody finds the second root."""
+        if self._second_root == _TAKEN and not taken:
+            name = formats.SECOND_ROOT
+            size = wire.INVAL_ENTRY.size + len(name) + 1
+            message = wire.INVAL_ENTRY.pack(
+                size, wire.NOTIFY_INVAL_ENTRY, 0, ROOT_INO, len(name), 0
+            )
+            self._notify(message + name + b"\0")
+        if not taken:
+            self._second_root = _NONE
+
     def _forget_attributes(self, ino: int) -> None:
         """Make the kernel ask for an inode's attributes again. Takes no lock of the kernel's."""
         size = wire.INVAL_INODE.size

@@ -33,6 +33,10 @@ class MountRequest(Record):
     detached: bool = False
 
 
+#: What fsconfig(2) takes as a string, in bytes; mount(2) takes a page.
+_LONGEST_OPTION = 255
+
+
 class Mounted:
     """An open /dev/fuse and the mount that it serves.
 
@@ -51,16 +55,17 @@ class Mounted:
         tree, self.tree = self.tree, -1
         return tree
 
-    def attach(self, mountpoint: str) -> None:
+    def attach(self, mountpoint: str) -> bool | None:
         """Put the mount into its place, by its second root if the engine offers one.
 
-        See docs/concurrency.md; Linux 6.15 and later copy a detached mount.
+        See docs/concurrency.md; Linux 6.15 and later copy a detached mount. Whether it is the
+        second root; None: it is not for us to attach.
 
         Raises:
             UserError: there is no such place any more.
         """
         if self._below < 0:
-            return
+            return None
         second = -1
         with suppress(OSError):
             second = calls.open_tree(self.tree, formats.SECOND_ROOT)
@@ -72,6 +77,7 @@ class Mounted:
             if second >= 0:
                 os.close(second)
             self.detach()
+        return second >= 0
 
     def detach(self) -> None:
         """Let go of a mount that has no place yet, for good."""
@@ -115,15 +121,16 @@ def _refused(mountpoint: str, error: OSError) -> UserError:
 
 def _mounted(fd: int, request: MountRequest) -> Mounted:
     below = -1
+    source, subtype = os.fsencode(request.source), os.fsencode(request.fstype)
     if not request.detached:
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         below = os.open(request.mountpoint, flags)
     try:
-        if not request.send_umask:
+        if not request.send_umask and max(map(len, (source, subtype))) <= _LONGEST_OPTION:
             return Mounted(fd, _new_mount(fd, request), below)
     except OSError as error:
         # Older than Linux 5.2, or a sandbox that knows no newer calls.
-        if error.errno not in (errno.ENOSYS, errno.EPERM) or request.detached:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES) or request.detached:
             if below >= 0:
                 os.close(below)
             raise

@@ -90,6 +90,9 @@ class Pyfuse3Engine:
         """Requests so far, by name."""
         return dict(self.counts)
 
+    def settle_second_root(self, taken: bool) -> None:
+        """There is none."""
+
     def invalidate(self, changes: Changes) -> None:
         """Make the kernel ask again for what changed below; libfuse knows no epochs."""
         with contextlib.suppress(OSError):

@@ -393,6 +393,15 @@ def filesystem_id(fd: int) -> bytes:
     return b"fsid:%x" % os.fstatvfs(fd).f_fsid
 
 
+def filesystem_type(fd: int) -> int:
+    """statfs(2)'s f_type."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer) == -1:
+        raise _failed()
+    (kind,) = struct.unpack_from("=q", buffer)
+    return int(kind)
+
+
 def trim_heap() -> None:
     """Give freed heap pages back to the kernel: malloc_trim(3), where the C library has it."""
     if _malloc_trim is not None:
