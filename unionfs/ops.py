@@ -252,10 +252,6 @@ class Ops:
             return self.stats()
         return attributes.getxattr(self.union, self.union.get(ino), name)
 
-    def is_incapable(self, ino: int) -> bool:
-        """Whether a file is known to have no security.capability: asked before each first write."""
-        return self.union.get(ino).incapable and not self.union.options.noxattrs
-
     def listxattr(self, ino: int) -> list[bytes]:
         """listxattr(2)."""
         return attributes.listxattr(self.union, self.union.get(ino))

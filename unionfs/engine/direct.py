@@ -185,12 +185,8 @@ class DirectEngine:
             self._notify(header.pack(16, wire.NOTIFY_INC_EPOCH, 0))
         else:
             for parent, name in changes.entries:
-                size = wire.INVAL_ENTRY.size + len(name) + 1
                 for nodeid in self._nodes(parent):
-                    message = wire.INVAL_ENTRY.pack(
-                        size, wire.NOTIFY_INVAL_ENTRY, 0, nodeid, len(name), 0
-                    )
-                    self._notify(message + name + b"\0")
+                    self._forget_name(nodeid, name)
         size = wire.INVAL_INODE.size
         for ino in changes.directories | changes.files:
             for nodeid in self._nodes(ino):
@@ -203,15 +199,17 @@ class DirectEngine:
 
     def settle_second_root(self, taken: bool) -> None:
         """The mount is in its place: from now on nobody finds the second root."""
-        if self._second_root == _TAKEN and not taken:
-            name = formats.SECOND_ROOT
-            size = wire.INVAL_ENTRY.size + len(name) + 1
-            message = wire.INVAL_ENTRY.pack(
-                size, wire.NOTIFY_INVAL_ENTRY, 0, ROOT_INO, len(name), 0
-            )
-            self._notify(message + name + b"\0")
-        if not taken:
-            self._second_root = _NONE
+        if taken:
+            return
+        if self._second_root == _TAKEN:
+            self._forget_name(ROOT_INO, formats.SECOND_ROOT)
+        self._second_root = _NONE
+
+    def _forget_name(self, nodeid: int, name: bytes) -> None:
+        """Make the kernel look a name up again; see ``invalidate`` for who may."""
+        size = wire.INVAL_ENTRY.size + len(name) + 1
+        message = wire.INVAL_ENTRY.pack(size, wire.NOTIFY_INVAL_ENTRY, 0, nodeid, len(name), 0)
+        self._notify(message + name + b"\0")
 
     def _forget_attributes(self, ino: int) -> None:
         """Make the kernel ask for an inode's attributes again. Takes no lock of the kernel's."""
@@ -654,11 +652,8 @@ class DirectEngine:
         return wire.OUT_HEADER.pack(16 + len(value), 0, unique) + value
 
     def _getxattr(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
-        name = bytes(body[8:-1])
-        if name == formats.CAPABILITY and self.ops.is_incapable(nodeid):
-            return wire.OUT_HEADER.pack(16, -errno.ENODATA, unique)
         size, _ = wire.GETXATTR_IN.unpack_from(body)
-        return self._sized(unique, size, self.ops.getxattr(nodeid, name))
+        return self._sized(unique, size, self.ops.getxattr(nodeid, bytes(body[8:-1])))
 
     def _listxattr(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> bytes:
         size, _ = wire.GETXATTR_IN.unpack_from(body)
