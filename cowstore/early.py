@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 _waiting: tuple[int, int, int] | None = None
-_MODULES = (
-    "unionfs.options", "unionfs.daemon", "unionfs.engine.direct", "unionfs.engine.mounting",
-    "cowstore.viewlayer", "cowstore.locks",
-)  # fmt: skip
 
 
 def begin() -> None:
@@ -42,16 +38,20 @@ def begin() -> None:
     _waiting = pid, task_write, ready_read
 
 
-def hand_over(task: dict[str, Any]) -> int | None:
-    """Have it mount; the exit code of the command. None: nobody is waiting.
+def is_waiting() -> bool:
+    """Whether there is one that has not been handed anything."""
+    return _waiting is not None
+
+
+def hand_over(task: dict[str, Any]) -> int:
+    """Have it mount; the exit code of the command.
 
     ``task``: ``words`` for ``-o``, ``mountpoint``, ``fsname``, ``roots`` of stores if one of the
-    lowers is a view, ``lock`` to be held, ``snapshot`` for messages, and whether there is a
-    ``quota`` to obey.
+    lowers is a view, the path of a ``lock`` to be held, alone if it is that of a ``snapshot``
+    (the name, for messages), and whether there is a ``quota`` to obey.
     """
     global _waiting
-    if _waiting is None:
-        return None
+    assert _waiting is not None
     (pid, task_write, ready_read), _waiting = _waiting, None
     with open(task_write, "wb") as file:
         file.write(marshal.dumps(task))
@@ -80,14 +80,14 @@ def dismiss() -> None:
 
 
 def _wait(task_read: int, ready: int) -> NoReturn:
-    for name in _MODULES:
-        __import__(name)
+    from cowstore import serving
+
     with open(task_read, "rb") as file:
         message = file.read()
     if not message:
         os._exit(0)
     try:
-        _mount(marshal.loads(message), ready)
+        serving.mount(marshal.loads(message), ready)
     except UserError as error:
         show(error)
         os._exit(1)
@@ -98,19 +98,3 @@ def _wait(task_read: int, ready: int) -> NoReturn:
 
         traceback.print_exc()
         os._exit(2)
-
-
-def _mount(task: dict[str, Any], ready: int) -> NoReturn:
-    from cowstore.locks import take_snapshot
-    from cowstore.mounting import union_options
-    from unionfs import daemon
-
-    take_snapshot(task["lock"], task["snapshot"])
-    options = union_options(
-        task["words"], task["mountpoint"], task["fsname"], task["roots"], foreground=False
-    )
-    if task["quota"]:
-        from cowstore import quota
-
-        quota.obey()
-    os._exit(daemon.mount(options, ready))

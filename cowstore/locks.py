@@ -86,9 +86,10 @@ class Session:
     Attributes:
         name: of the directory in ``tmp/``, and of this session's leases.
         path: the directory.
+        lock: the path of its lock, which other processes may share, to keep it alive.
     """
 
-    __slots__ = ("_lock", "layout", "name", "path")
+    __slots__ = ("_lock", "layout", "lock", "name", "path")
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -99,9 +100,10 @@ class Session:
         assert gate is not None
         with gate:
             os.mkdir(self.path, 0o700)
-            lock = Lock.acquire(os.path.join(self.path, "lock"))
-            assert lock is not None
-            self._lock = lock
+            self.lock = os.path.join(self.path, "lock")
+            held = Lock.acquire(self.lock, shared=True)
+            assert held is not None
+            self._lock = held
 
     def place(self, *parts: str) -> str:
         """A path in the staging directory."""

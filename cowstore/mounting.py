@@ -9,14 +9,15 @@ from __future__ import annotations
 from cowstore import early
 from cowstore.errors import NotFound, StoreError
 from cowstore.locks import Lock, Session, check_snapshot_free, lock_of_snapshot
-from cowstore.types import Image, Lowers, Snapshot, escaped
+from cowstore.project import project_of
+from cowstore.types import Image, Snapshot, escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from cowstore.store import Store
-    from unionfs.options import MountOptions
 
 
 def find_mountable(store: Store, what: str) -> Snapshot | Image:
@@ -46,14 +47,18 @@ def mount(
         UserError: nothing is mounted then.
     """
     found = find_mountable(store, what)
-    if isinstance(found, Snapshot) and not foreground:
-        code = _mount_early(found, store, mountpoint, options)
-        if code is not None:
-            return code
-    early.dismiss()
-    held = hold(store, found)
+    waiting = not foreground and early.is_waiting()
+    # A snapshot's lock is taken by the daemon if there is one already: it can be held once.
+    held = hold(store, found) if isinstance(found, Image) or not waiting else None
     try:
-        return _mount(found, store, mountpoint, options, foreground)
+        task = _task(store, found, mountpoint, options, held)
+        if not waiting:
+            return _mount(store, task, foreground=foreground)
+        code = early.hand_over(task)
+        if code == 0 and isinstance(held, Session):
+            held.abandon()  # it is the daemon's
+            held = None
+        return code
     finally:
         release(held)
 
@@ -86,27 +91,15 @@ def release(held: Lock | Session | None) -> None:
         held.release()
 
 
-def _mount(
-    what: Snapshot | Image,
-    store: Store,
-    mountpoint: str,
-    words: Sequence[str],
-    foreground: bool,
-) -> int:
+def _mount(store: Store, task: dict[str, Any], *, foreground: bool) -> int:
+    """Mount from this process, which holds what is to be held."""
+    from cowstore.serving import union_options
     from unionfs.daemon import mount as mount_union
 
-    below: Lowers
-    if isinstance(what, Snapshot):
-        below, name = what.lowers, what.id
-        told = [*what.options, *words]
-    else:
-        below, name = store.lowers(what), (what.names or (what.short_id,))[0]
-        listed = ":".join(map(escaped, below.places))
-        told = [f"lowerdir={listed}", *below.options, *words]
-    _check_words(words)
-    roots = _roots_of(store) if below.view else []
-    options = union_options(told, mountpoint, f"cowstore:{name}", roots, foreground=foreground)
-    if isinstance(what, Snapshot) and _has_quota(what):
+    options = union_options(
+        task["words"], task["mountpoint"], task["fsname"], task["roots"], foreground=foreground
+    )
+    if task["quota"]:
         from cowstore import quota
 
         quota.obey()
@@ -115,52 +108,34 @@ def _mount(
     return mount_union(options)
 
 
-def _mount_early(what: Snapshot, store: Store, mountpoint: str, words: Sequence[str]) -> int | None:
-    """Have a process that was forked early mount; None: there is none."""
+def _task(
+    store: Store,
+    what: Snapshot | Image,
+    mountpoint: str,
+    words: Sequence[str],
+    held: Lock | Session | None,
+) -> dict[str, Any]:
+    """What the union's daemon is to do; see ``cowstore.early.hand_over``."""
     _check_words(words)
-    return early.hand_over(
-        {
-            "words": [*what.options, *words],
-            "mountpoint": mountpoint,
-            "fsname": f"cowstore:{what.id}",
-            "roots": _roots_of(store) if what.lowers.view else [],
-            "lock": lock_of_snapshot(store.layout, what.id),
+    task: dict[str, Any] = {"mountpoint": mountpoint, "snapshot": "", "lock": "", "quota": False}
+    if isinstance(what, Snapshot):
+        below, name = what.lowers, what.id
+        told = [*what.options, *words]
+        task |= {
             "snapshot": what.id,
-            "quota": _has_quota(what),
+            "lock": lock_of_snapshot(store.layout, what.id),
+            "quota": bool(project_of(what.place)),
         }
-    )
-
-
-def _has_quota(what: Snapshot) -> bool:
-    from cowstore import quota
-
-    return bool(quota.project_of(what.place))
-
-
-def _roots_of(store: Store) -> list[str]:
-    """Roots of all stores that a store looks into."""
-    return [holder.layout.root for holder in store.holders()]
+    else:
+        below, name = store.lowers(what), (what.names or (what.short_id,))[0]
+        told = [f"lowerdir={':'.join(map(escaped, below.places))}", *below.options, *words]
+        if isinstance(held, Session):
+            task["lock"] = held.lock
+    roots = [holder.layout.root for holder in store.holders()] if below.view else []
+    return task | {"words": told, "fsname": f"cowstore:{name}", "roots": roots}
 
 
 def _check_words(words: Sequence[str]) -> None:
     for word in ",".join(words).split(","):
         if word.partition("=")[0] in ("lowerdir", "upperdir", "workdir"):
             raise StoreError(f"-o {word}: the layers are the image's", "pyunion mount takes others")
-
-
-def union_options(
-    words: list[str], mountpoint: str, fsname: str, roots: Sequence[str], *, foreground: bool
-) -> MountOptions:
-    """What the union's daemon is told; ``roots`` of stores, if one of the lowers is a view."""
-    from unionfs import options as mount_options
-
-    options = mount_options.build(words, lowers=[], upper=None, work=None, mountpoint=mountpoint)
-    if roots:
-        from cowstore.viewlayer import opener
-
-        options = options.replace(union=options.union.replace(open_layer=opener(roots)))
-    if options.unknown:
-        raise StoreError(f"unknown option: {', '.join(options.unknown)}", "man pyunion-mount")
-    return mount_options.check(
-        options.replace(foreground=foreground, fsname=options.fsname or fsname)
-    )

@@ -2,7 +2,8 @@
 
 Sources: quotactl(2) and quotactl_fd (Linux 5.14; uapi/linux/quota.h); ioctl_xfs_fsgetxattr(2)
 (uapi/linux/fs.h, ``struct fsxattr``), which ext4 has too. A snapshot's place is a project of its
-own; what is made in it inherits that. Nothing else of the store knows the kernel's structures.
+own; what is made in it inherits that. Nothing else of the store but ``cowstore.project`` knows the
+kernel's structures.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import os
 import struct
 
 from cowstore.errors import StoreError
+from cowstore.project import attributes, project_of
 from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-_FSGETXATTR: Final = 0x801C581F
 _FSSETXATTR: Final = 0x401C5820
 #: xflags, extsize, nextents, projid, cowextsize
 _FSXATTR: Final = struct.Struct("<5I8x")
@@ -72,7 +73,7 @@ def check(root: str) -> None:
     """
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _project_of(fd)
+        attributes(fd)
         _get(fd, _FIRST)
     except OSError as error:
         raise _cannot(root, error) from None
@@ -108,20 +109,6 @@ def limit(place: str, size: int, project: int = 0) -> int:
     finally:
         os.close(fd)
     return project
-
-
-def project_of(place: str) -> int:
-    """The project of a directory; 0: none."""
-    try:
-        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        return _project_of(fd)
-    except OSError:
-        return 0
-    finally:
-        os.close(fd)
 
 
 def usage(place: str) -> Usage | None:
@@ -200,12 +187,7 @@ def _unused(fd: int) -> int:
             return project
 
 
-def _project_of(fd: int) -> int:
-    found = fcntl.ioctl(fd, _FSGETXATTR, bytes(_FSXATTR.size))
-    return int(_FSXATTR.unpack(found)[3])
-
-
 def _set_project(fd: int, project: int) -> None:
-    flags, size, extents, _, cow = _FSXATTR.unpack(fcntl.ioctl(fd, _FSGETXATTR, bytes(28)))
+    flags, size, extents, _, cow = _FSXATTR.unpack(attributes(fd))
     packed = _FSXATTR.pack(flags | _PROJINHERIT, size, extents, project, cow)
     fcntl.ioctl(fd, _FSSETXATTR, packed)

@@ -242,7 +242,8 @@ def all_snapshots(store: Store) -> list[Snapshot]:
 
 def clone(store: Store, id: str, new: str | None) -> Snapshot:
     """See ``Store.snapshot_clone``."""
-    from cowstore.quota import project_of, usage
+    from cowstore.project import project_of
+    from cowstore.quota import usage
 
     name = check_id(new) if new is not None else os.urandom(6).hex()
     original = find(store, id)
@@ -303,7 +304,8 @@ def live_places(db: sqlite3.Connection) -> set[str]:
 def remove(store: Store, id: str) -> None:
     """See ``Store.snapshot_remove``."""
     from cowstore.collect import empty_trash, to_trash
-    from cowstore.quota import forget, project_of
+    from cowstore.project import project_of
+    from cowstore.quota import forget
 
     store.layout.use_reserve()
     row = store.database.row("SELECT id FROM snapshots WHERE id=?", id)

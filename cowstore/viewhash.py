@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-import xxhash
-
 from cowstore.viewformat import COOKIE_MASK, FIRST_COOKIE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_digest: Callable[[bytes], int] | None = None
 
 
 def cookie_of(name: bytes) -> int:
     """16 to 2**63; as ``unionfs.listing.cookie_of``, but not changing with the process."""
-    number: int = xxhash.xxh3_64_intdigest(name)
-    return number & COOKIE_MASK | FIRST_COOKIE
+    return (_digest or _load())(name) & COOKIE_MASK | FIRST_COOKIE
+
+
+def _load() -> Callable[[bytes], int]:
+    """Not before a name is looked for: a mount is there without."""
+    global _digest
+    from xxhash import xxh3_64_intdigest
+
+    _digest = xxh3_64_intdigest
+    return xxh3_64_intdigest

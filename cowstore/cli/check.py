@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cowstore.cli.main import is_quiet, open_store, wants_json
+from cowstore.cli.commands import is_quiet, open_store, wants_json
 from cowstore.cli.output import dump, progress
 from cowstore.errors import StoreError
 from cowstore.fsck import check

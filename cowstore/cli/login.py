@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cowstore.cli.main import is_quiet
+from cowstore.cli.commands import is_quiet
 from cowstore.errors import StoreError
 
 

@@ -1,8 +1,8 @@
-"""``cowstore``: the commands, and the one place where errors become exit codes.
+"""``cowstore`` as a process, and the one place where errors become exit codes.
 
-Only the parser of the command that was asked for is built, and only its module is
-imported: a container waits for ``snapshot create`` and ``mount``. Exit codes: 0 done,
-1 the user's or the environment's error, 2 a bug of ours.
+A container waits for ``snapshot create`` and ``mount``: what those words mean is found out here,
+where nothing else is imported yet. Exit codes: 0 done, 1 the user's or the environment's error,
+2 a bug of ours.
 """
 
 from __future__ import annotations
@@ -11,46 +11,11 @@ import os
 import sys
 
 from unionfs.errors import UserError, show
-from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import Final
-
-    from cowstore.store import Store
-
-
-class Command(Record):
-    """A command: where its code is, and a line about it."""
-
-    module: str
-    help: str
-    aliases: tuple[str, ...] = ()
-
-
-COMMANDS: Final[dict[str, Command]] = {
-    "import": Command("transfer", "bring an image in", ("pull", "load")),
-    "export": Command("transfer", "write an image somewhere"),
-    "push": Command("transfer", "send an image to a registry"),
-    "login": Command("login", "keep credentials for a registry"),
-    "logout": Command("login", "forget credentials for a registry"),
-    "images": Command("show", "list images"),
-    "layers": Command("show", "list layers"),
-    "inspect": Command("show", "everything about an image, a layer or a snapshot, as JSON"),
-    "history": Command("show", "how an image came about"),
-    "tag": Command("manage", "give an image one name more"),
-    "rmi": Command("manage", "take a name away, and the image with its last"),
-    "diff": Command("show", "what differs between two images or snapshots"),
-    "tree": Command("show", "layers as a tree; of an image, its files as directories"),
-    "df": Command("show", "where the space goes: shared and unique"),
-    "prune": Command("manage", "remove images without a name, and what nothing refers to"),
-    "gc": Command("manage", "remove what nothing refers to"),
-    "fsck": Command("check", "check the store"),
-    "snapshot": Command("snapshot", "writable copies of images"),
-    "mount": Command("snapshot", "mount an image (read-only) or a snapshot"),
-}
 
 
 class Arguments:
@@ -65,7 +30,7 @@ _QUICK: Final[dict[tuple[str, ...], tuple[tuple[str, ...], dict[str, object]]]] 
     ("snapshot", "create"): (("name",), {"id": None, "quota": None}),
     ("mount",): (("what", "mountpoint"), {"words": [], "foreground": False}),
 }
-_SWITCHES: Final = {
+SWITCHES: Final = {
     "--json": "json",
     "-q": "quiet",
     "--quiet": "quiet",
@@ -75,7 +40,6 @@ _SWITCHES: Final = {
 }
 _VALUES: Final = {"--root": "root", "--id": "id", "--quota": "quota"}
 _LISTS: Final = {"--store": "store", "-o": "words"}
-_HELP: Final = "cowstore --help"
 _COMMON: Final = frozenset({"json", "quiet", "no_sync", "root", "store"})
 
 
@@ -90,8 +54,8 @@ def quick_arguments(words: Sequence[str]) -> Arguments | None:
     lists: dict[str, list[str]] = {}
     while rest:
         word = rest.pop(0)
-        if word in _SWITCHES:
-            found[_SWITCHES[word]] = True
+        if word in SWITCHES:
+            found[SWITCHES[word]] = True
         elif not word.startswith("-"):
             plain.append(word)
         elif word not in (*_VALUES, *_LISTS) or not rest or rest[0].startswith("-"):
@@ -112,122 +76,16 @@ def quick_arguments(words: Sequence[str]) -> Arguments | None:
     return None
 
 
-def open_store(
-    arguments: argparse.Namespace | Arguments, *, blobs: str = "auto", ratio: int = 0
-) -> Store:
-    """The store that the arguments name.
-
-    Raises:
-        StoreError: it cannot be opened.
-    """
-    from cowstore.store import Store
-
-    for place in (getattr(arguments, "root", None), *getattr(arguments, "store", [])):
-        if place == "":
-            raise UserError("--root and --store: an empty path")
-    limits = None
-    if ratio:
-        from cowstore.rules import Limits
-
-        limits = Limits(ratio=ratio)
-    return Store(
-        getattr(arguments, "root", None),
-        stores=getattr(arguments, "store", []),
-        durability="none" if getattr(arguments, "no_sync", False) else "full",
-        blobs=blobs,
-        limits=limits,
-    ).open()
-
-
-def wants_json(arguments: argparse.Namespace | Arguments) -> bool:
-    """Whether to print JSON."""
-    return bool(getattr(arguments, "json", False))
-
-
-def is_quiet(arguments: argparse.Namespace | Arguments) -> bool:
-    """Whether to print less."""
-    return bool(getattr(arguments, "quiet", False))
-
-
-def _overview() -> str:
-    lines = ["usage: cowstore [--root DIR] COMMAND ...", "", "Images and snapshots, copy-on-write."]
-    lines += ["", "commands:"]
-    for name, command in COMMANDS.items():
-        names = ", ".join((name, *command.aliases))
-        lines.append(f"  {names:<22} {command.help}")
-    lines += ["", "cowstore COMMAND --help tells the rest."]
-    return "\n".join(lines) + "\n"
-
-
-def _split(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    """(common options in front, command, the rest)."""
-    front: list[str] = []
-    rest = list(words)
-    while rest and rest[0].startswith("-"):
-        word = rest.pop(0)
-        front.append(word)
-        if word in ("--root", "--store") and rest:
-            front.append(rest.pop(0))
-    return front, rest[0] if rest else "", rest[1:]
-
-
-def find_command(word: str) -> tuple[str, Command]:
-    """The command of a name or alias.
-
-    Raises:
-        UserError: there is none.
-    """
-    for name, command in COMMANDS.items():
-        if word == name or word in command.aliases:
-            return name, command
-    from difflib import get_close_matches
-
-    words = [name for name, command in COMMANDS.items() for name in (name, *command.aliases)]
-    near = get_close_matches(word, words, 1)
-    hint = f"did you mean {near[0]}?" if near else _HELP
-    raise UserError(f"no such command: {word}", hint)
-
-
-def run(words: Sequence[str]) -> int:
-    """Carry out one command line; the exit code.
-
-    Raises:
-        UserError: for the caller to show.
-    """
-    arguments = quick_arguments(words)
-    if arguments is not None:
-        if arguments.__dict__["command"] == "mount" and not arguments.__dict__["foreground"]:
-            from cowstore import early
-
-            early.begin()
-        from cowstore.cli import snapshot
-
-        return snapshot.RUN[str(arguments.__dict__["command"])](arguments)
-    front, word, rest = _split(words)
-    if any(option in ("-h", "--help") for option in front):
-        sys.stdout.write(_overview())
-        return 0
-    if any(option in ("-V", "--version") for option in front):
-        from unionfs import __version__
-
-        sys.stdout.write(f"cowstore {__version__}\n")
-        return 0
-    if not word:
-        known = ("--root", "--store", *_SWITCHES)
-        unknown = [w for w in front if w.startswith("-") and w.partition("=")[0] not in known]
-        raise UserError(f"no such option: {unknown[0]}" if unknown else "no command", _HELP)
-    from cowstore.cli.parser import make_parser
-
-    name, command = find_command(word)
-    parsed = make_parser(name, command).parse_args([*rest, *front])
-    action: Callable[[argparse.Namespace], int] = parsed.run
-    return action(parsed)
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point: shows errors, returns the exit code."""
+    told = sys.argv[1:] if words is None else list(words)
     try:
-        code = run(sys.argv[1:] if words is None else words)
+        quick = quick_arguments(told)
+        if quick is not None:
+            _hurry(quick, alone=words is None)
+        from cowstore.cli.commands import run
+
+        code = run(told, quick)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -248,6 +106,18 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     except Exception:
         return _bug()
+
+
+def _hurry(quick: Arguments, *, alone: bool) -> None:
+    """Begin what a container waits for; ``alone`` in this process, which ends with the command."""
+    if alone:
+        import gc
+
+        gc.disable()  # a tenth of the time, for nothing that would be freed
+    if quick.__dict__["command"] == "mount" and not quick.__dict__["foreground"]:
+        from cowstore import early
+
+        early.begin()
 
 
 def program() -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from cowstore.cli.main import is_quiet, open_store, wants_json
+from cowstore.cli.commands import is_quiet, open_store, wants_json
 from cowstore.cli.output import dump, each, size
 from cowstore.collect import Freed, collect, prune
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from cowstore.cli.main import Command
+from cowstore.cli.commands import Command
 from unionfs.errors import UserError
 
 Configure = Callable[[argparse.ArgumentParser], None]

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from cowstore.cli.main import open_store, wants_json
+from cowstore.cli.commands import open_store, wants_json
 from cowstore.cli.output import age, dump, size, table
 from cowstore.errors import StoreError
 from cowstore.types import Image

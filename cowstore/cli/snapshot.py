@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cowstore.cli.main import open_store, wants_json
+from cowstore.cli.commands import open_store, wants_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from cowstore.cli.main import is_quiet, open_store, wants_json
+from cowstore.cli.commands import is_quiet, open_store, wants_json
 from cowstore.cli.output import dump, progress, tell_image
 from cowstore.errors import StoreError
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cowstore.cli.main import COMMANDS, quick_arguments
+from cowstore.cli.commands import COMMANDS
+from cowstore.cli.main import quick_arguments
 from cowstore.cli.parser import make_parser
 from tests.store.archives import M, d, tar
 from tests.store.commands import cowstore, environment, line, ok

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cowstore import Store, StoreError, quota
+from cowstore.project import project_of
 from tests.store.archives import M, tar
 from tests.store.commands import cowstore, ok
 from tests.store.conftest import AddImage
@@ -55,8 +56,8 @@ def test_a_quota_bounds_what_a_snapshot_takes(store: Store, add: AddImage) -> No
     assert bound is not None and bound.limit == 1 << 20
     (one.upper / "kept").write_bytes(b"1" * 4096)
     clone = store.snapshot_clone("one", "two")
-    theirs = quota.project_of(clone.place)
-    assert theirs not in (0, quota.project_of(store.snapshot("one").place))
+    theirs = project_of(clone.place)
+    assert theirs not in (0, project_of(store.snapshot("one").place))
     pid = os.fork()
     if not pid:
         quota.obey()
