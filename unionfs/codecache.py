@@ -1,0 +1,124 @@
+"""The code of all our modules in one file, for starts that import fifty of them.
+
+The import system looks for each module along a path, opens its cached code (PEP 3147) and makes
+objects that describe both; together that takes longer than running the modules. This file is made
+of that cached code and lies beside it, with an index, mapped into memory. What it holds of a
+module is used while the source's time and size are what they were, as cached code is (PEP 552);
+the file is made anew when a directory of modules has changed. Who may not write there goes without.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+from _frozen_importlib import ModuleSpec
+from _frozen_importlib_external import MAGIC_NUMBER
+from _imp import _fix_co_filename  # type: ignore[attr-defined]
+from mmap import ACCESS_READ, mmap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import CodeType, ModuleType
+    from typing import Any, Final
+
+_HERE: Final = os.path.dirname(os.path.abspath(__file__))
+#: The form of this file, and that of the interpreter's code.
+MAGIC: Final = b"pyunion1" + MAGIC_NUMBER
+#: And the size of the file, and the size of what describes the code.
+HEADER: Final = len(MAGIC) + 16
+
+
+class CodeCache:
+    """A finder and loader of modules (importlib.abc) over such a file.
+
+    ``index``: by name whether it is a package, its source, that's time in ns and size in bytes,
+    and from where to where its code is in ``code``.
+    """
+
+    def __init__(
+        self, path: str, index: dict[str, tuple[bool, str, int, int, int, int]], code: memoryview
+    ) -> None:
+        self._path = path
+        self._index = index
+        self._code = code
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See importlib.abc.MetaPathFinder."""
+        entry = self._index.get(name)
+        if entry is None:
+            return None
+        package, place, modified, size, _, _ = entry
+        try:
+            source = os.stat(place)
+        except OSError:
+            return None
+        if source.st_mtime_ns != modified or source.st_size != size:
+            return None
+        loader: Any = self
+        spec = ModuleSpec(name, loader, origin=place, is_package=package)
+        spec.has_location = True
+        spec.cached = self._path
+        if package:
+            spec.submodule_search_locations = [os.path.dirname(place)]
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """See importlib.abc.Loader."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """See importlib.abc.Loader."""
+        exec(self.get_code(module.__name__), module.__dict__)
+
+    def get_code(self, name: str) -> CodeType:
+        """See importlib.abc.InspectLoader."""
+        entry = self._index[name]
+        code: CodeType = marshal.loads(self._code[slice(*entry[4:])])
+        _fix_co_filename(code, entry[1])  # it may have been compiled elsewhere
+        return code
+
+
+def use(directory: str = os.path.dirname(_HERE)) -> None:
+    """Import modules of ours from the file from here on; makes it if need be.
+
+    ``directory`` holds our packages.
+    """
+    if sys.flags.optimize:
+        return
+    path = f"{directory}/unionfs/__pycache__/start.{sys.implementation.cache_tag}.code"
+    cache = _open(path, directory)
+    if cache is None and not sys.dont_write_bytecode and os.access(os.path.dirname(path), os.W_OK):
+        from unionfs import codecaching
+
+        codecaching.write(directory, path)
+        cache = _open(path, directory)
+    if cache is not None:
+        sys.meta_path.insert(0, cache)
+
+
+def _open(path: str, directory: str) -> CodeCache | None:
+    """None: there is none, of another Python or place, cut off, or not of the modules of now."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = memoryview(mmap(file.fileno(), 0, access=ACCESS_READ))
+    except (OSError, ValueError):
+        return None
+    rest = data[len(MAGIC) : HEADER]
+    size, index_size = (int.from_bytes(rest[at : at + 8], "little") for at in (0, 8))
+    if data[: len(MAGIC)] != MAGIC or size != len(data):
+        return None
+    place, directories, index = marshal.loads(data[HEADER : HEADER + index_size])
+    if place != directory or any(modified(name) != time for name, time in directories):
+        return None
+    return CodeCache(path, index, data[HEADER + index_size :])
+
+
+def modified(path: str) -> int:
+    """When a file was last changed, in ns; 0: it is not there."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
