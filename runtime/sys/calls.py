@@ -7,9 +7,10 @@ policy lives here. x86-64 and the architectures of asm-generic/unistd.h
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
+
+from unionfs.sys.lean import ctypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -272,7 +273,8 @@ def set_keep_caps(value: bool) -> None:
 
 def set_name(name: bytes) -> None:
     """PR_SET_NAME; 15 bytes."""
-    prctl(_PR_SET_NAME, ctypes.cast(_chars(name), ctypes.c_void_p).value or 0)
+    held = ctypes.create_string_buffer(name)
+    prctl(_PR_SET_NAME, ctypes.addressof(held))
 
 
 def set_command_line(text: bytes) -> None:
@@ -287,8 +289,8 @@ def set_command_line(text: bytes) -> None:
     except (OSError, ValueError, IndexError):
         return
     if 0 < start < end:
-        ctypes.memset(start, 0, end - start)
-        ctypes.memmove(start, text, min(len(text), end - start - 1))
+        place = (ctypes.c_char * (end - start)).from_address(start)
+        place.raw = text[: end - start - 1].ljust(end - start, b"\0")
 
 
 def pidfd_send_signal(pidfd: int, number: int) -> None:

@@ -6,13 +6,13 @@ descriptors, and raises :class:`OSError`. No policy lives here.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import struct
 
 from unionfs.record import Row
+from unionfs.sys.lean import ctypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -410,7 +410,8 @@ def trim_heap() -> None:
 
 def set_process_name(name: bytes) -> None:
     """prctl(PR_SET_NAME)."""
-    _libc.prctl(15, ctypes.cast(ctypes.c_char_p(name), ctypes.c_void_p).value or 0, 0, 0, 0)
+    held = ctypes.create_string_buffer(name)
+    _libc.prctl(15, ctypes.addressof(held), 0, 0, 0)
 
 
 _CAP_DAC_OVERRIDE: Final = 1
