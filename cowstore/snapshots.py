@@ -169,20 +169,29 @@ def _new_place(store: Store, name: str) -> str:
 
 
 def _look_like(upper: str, view: str) -> None:
-    """An upper's root shows in place of the image's: give it the same mode and owner."""
+    """An upper's root shows in place of the image's: give it all that one has."""
     from cowstore.viewformat import root_of
 
-    mode, uid, gid = root_of(view)
+    mode, uid, gid, mtime, xattrs = root_of(view)
+    for name, value in xattrs.items():
+        if name.endswith(b".override_stat"):
+            continue  # it would be taken for ours
+        try:
+            os.setxattr(upper, name, value)
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EPERM):  # those of root, to others
+                raise
     if owns_all():
         if (uid, gid) != (0, 0):
             os.chown(upper, uid, gid)
         os.chmod(upper, mode)
-        return
-    try:
-        os.setxattr(upper, "user.containers.override_stat", b"%d:%d:%04o" % (uid, gid, mode))
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
+    else:
+        try:
+            os.setxattr(upper, "user.containers.override_stat", b"%d:%d:%04o" % (uid, gid, mode))
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
+    os.utime(upper, ns=(mtime, mtime))
 
 
 def _make_directories(path: str) -> None:

@@ -143,8 +143,10 @@ class _TreeBuilder:
             if kind != stat.S_IFLNK:
                 calls.chmod_nofollow(fd, name, mode)
         for key, value in entry.xattrs:
-            if self.override and not key.startswith(b"user."):
-                continue  # an ordinary user may set no other
+            if self.override and (
+                not key.startswith(b"user.") or key in formats.OVERRIDE_STAT_NAMES
+            ):
+                continue  # an ordinary user may set no other; and ours is what counts
             try:
                 os.setxattr(where, formats.escape(key), value, follow_symlinks=follow)
             except OSError as error:

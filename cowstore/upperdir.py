@@ -16,6 +16,7 @@ from typing import Final
 
 from cowstore.assemble import Members
 from cowstore.errors import StoreError
+from cowstore.layout import owns_all
 from cowstore.manifest import LINK, Entry
 from cowstore.objects import Extents, data_extents
 from cowstore.treesource import data_of, entry_of
@@ -197,10 +198,17 @@ def _whiteout(path: bytes) -> Entry:
 
 
 def _differs(one: Entry, two: Entry) -> bool:
-    """Whether a root directory is another than it was below; times apart."""
+    """Whether a root directory is another than it was below, as an index has it; times apart."""
+    below = [
+        (formats.unescape(name) or name, value)
+        for name, value in two.xattrs
+        if name not in formats.OVERRIDE_STAT_NAMES
+        # An upper of somebody else's could be given no others.
+        and (name.startswith(b"user.") or owns_all())
+    ]
     return (one.mode, one.uid, one.gid, one.xattrs) != (
         two.mode,
         two.uid,
         two.gid,
-        tuple(sorted(two.xattrs)),
+        tuple(sorted(below)),
     )

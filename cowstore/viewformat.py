@@ -71,13 +71,18 @@ FIRST_COOKIE: Final = 16
 COOKIE_MASK: Final = 0x7FFFFFFFFFFFFFF0
 
 
-def root_of(path: str) -> tuple[int, int, int]:
-    """(permission bits, owner, group) of the root directory of the index in a file."""
+def root_of(path: str) -> tuple[int, int, int, int, dict[bytes, bytes]]:
+    """(permission bits, owner, group, time in ns, xattrs) of the root of the index in a file."""
     with open(path, "rb") as file:
         fields = HEADER.unpack(file.read(HEADER.size))
         file.seek(fields[7])
         attr = ATTR.unpack(file.read(ATTR.size))
-    return attr[9] & 0o7777, attr[11], attr[12]
+        rest = INODE_REST.unpack(file.read(INODE_REST.size))
+        xattrs = {}
+        if rest[3]:
+            file.seek(fields[15] + rest[2])
+            xattrs = unpack_xattrs(file.read(rest[3]))
+    return attr[9] & 0o7777, attr[11], attr[12], attr[4] * 1_000_000_000 + attr[7], xattrs
 
 
 def pack_xattrs(xattrs: tuple[tuple[bytes, bytes], ...]) -> bytes:

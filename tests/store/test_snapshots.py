@@ -234,6 +234,34 @@ def test_the_root_directory_is_written_only_if_it_differs(store: Store, add: Add
     assert dict(walk(store.merged(made.layers)))[b""].entry.mode == 0o700
 
 
+def test_a_snapshot_begins_with_the_images_root(store: Store, add: AddImage) -> None:
+    """Its upper's root is what shows: mode, owner, time, attributes; and none of it is a change."""
+    told = {
+        "SCHILY.xattr.user.note": "1",
+        "SCHILY.xattr.user.overlay.opaque": "y",
+        "SCHILY.xattr.user.containers.override_stat": "7:7:0777",
+        "SCHILY.xattr.trusted.t": "t",
+        "mtime": "1234567890.5",
+    }
+    image = add(tar([d(".", mode=0o1751, uid=5, gid=6, pax=told), M("a", b"1")]))
+    snap = store.snapshot_create(image)
+    st = os.stat(snap.upper)
+    assert st.st_mtime_ns == 1_234_567_890_500_000_000
+    assert os.getxattr(snap.upper, "user.note") == b"1"
+    assert os.getxattr(snap.upper, "user.overlay.overlay.opaque") == b"y", "nobody's mark"
+    if os.geteuid() == 0:
+        assert (st.st_uid, st.st_gid, st.st_mode & 0o7777) == (5, 6, 0o1751)
+        assert os.getxattr(snap.upper, "trusted.t") == b"t"
+        assert "user.containers.override_stat" not in os.listxattr(snap.upper)
+    else:
+        assert os.getxattr(snap.upper, "user.containers.override_stat") == b"5:6:1751"
+    assert store.commit(snap, "same").layers == image.layers
+    (snap.upper / "b").write_bytes(b"2")
+    more = store.commit(snap, "more")
+    root = store.merged(more.layers).entry
+    assert (root.uid, root.gid, root.mode, dict(root.xattrs)[b"user.note"]) == (5, 6, 0o1751, b"1")
+
+
 def test_links_and_times_in_a_manifest(store: Store, add: AddImage, tmp_path: Path) -> None:
     add(tar([*BASE, M("x/l", type=LNK, target="x/y")]), name="base")
     snapshot = store.snapshot_create("base")
