@@ -34,8 +34,15 @@ def ended(name):
         return open(f"/proc/{name}/stat").read().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
         return True
+def parent(name):
+    try:
+        return open(f"/proc/{name}/stat").read().rpartition(")")[2].split()[1]
+    except OSError:
+        return ""
+# Ours has the supervisor for a parent, as we have or our process 1; others may be just starting.
 found = [int(name) for name in os.listdir("/proc") if name.isdigit()
-         and command(name) == "pyrun-union" and not ended(name)]
+         and command(name) == "pyrun-union" and not ended(name)
+         and parent(name) in (str(os.getppid()), parent(os.getppid()))]
 def some(path):
     # Of a process that is just ending both are empty, and open to all.
     if not open(path).read():
