@@ -47,8 +47,8 @@ def hand_over(task: dict[str, Any]) -> int:
     """Have it mount; the exit code of the command.
 
     ``task``: ``words`` for ``-o``, ``mountpoint``, ``fsname``, ``roots`` of stores if one of the
-    lowers is a view, the path of a ``lock`` to be held, alone if it is that of a ``snapshot``
-    (the name, for messages), and whether there is a ``quota`` to obey.
+    lowers is a view, the path of a ``lock`` to be held, alone and of this ``inode`` if it is that
+    of a ``snapshot`` (the name, for messages), and whether there is a ``quota`` to obey.
     """
     global _waiting
     assert _waiting is not None

@@ -68,6 +68,12 @@ class Lock:
             os.close(self.fd)
             self.fd = -1
 
+    def lend(self) -> None:
+        """Let another process take it, and keep the file, whose inode is nobody else's then."""
+        import fcntl
+
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
     def __enter__(self) -> Lock:
         return self
 
@@ -199,17 +205,27 @@ def check_snapshot_free(layout: Layout, snapshot: str) -> Lock:
     Raises:
         StoreError: it is mounted.
     """
-    return take_snapshot(lock_of_snapshot(layout, snapshot), snapshot)
+    lock = Lock.acquire(layout.path("locks", f"snapshot-{snapshot}"), wait=False)
+    if lock is None:
+        raise _in_use(snapshot)
+    return lock
 
 
-def lock_of_snapshot(layout: Layout, snapshot: str) -> str:
-    """The path of a snapshot's lock."""
-    return layout.path("locks", f"snapshot-{snapshot}")
+def take_lent(path: str, inode: int, snapshot: str) -> Lock:
+    """The lock of a snapshot, from a process that has lent it and knows its inode.
 
-
-def take_snapshot(path: str, snapshot: str) -> Lock:
-    """As ``check_snapshot_free``, for those who know the path of the lock."""
+    Raises:
+        StoreError: somebody was quicker.
+    """
     lock = Lock.acquire(path, wait=False)
     if lock is None:
-        raise StoreError(f"snapshot {snapshot} is in use", "unmount it first")
+        raise _in_use(snapshot)
+    if os.fstat(lock.fd).st_ino != inode:
+        # Who clones or removes a snapshot unlinks the file: what was found is no more.
+        lock.release()
+        raise _in_use(snapshot)
     return lock
+
+
+def _in_use(snapshot: str) -> StoreError:
+    return StoreError(f"snapshot {snapshot} is in use", "unmount it first")

@@ -6,9 +6,11 @@ descriptors that the union's daemon inherits, and so end with it.
 
 from __future__ import annotations
 
+import os
+
 from cowstore import early
 from cowstore.errors import NotFound, StoreError
-from cowstore.locks import Lock, Session, check_snapshot_free, lock_of_snapshot
+from cowstore.locks import Lock, Session, check_snapshot_free
 from cowstore.project import project_of
 from cowstore.types import Image, Snapshot, escaped
 
@@ -47,13 +49,13 @@ def mount(
         UserError: nothing is mounted then.
     """
     found = find_mountable(store, what)
-    waiting = not foreground and early.is_waiting()
-    # A snapshot's lock is taken by the daemon if there is one already: it can be held once.
-    held = hold(store, found) if isinstance(found, Image) or not waiting else None
+    held = hold(store, found)
     try:
         task = _task(store, found, mountpoint, options, held)
-        if not waiting:
+        if foreground or not early.is_waiting():
             return _mount(store, task, foreground=foreground)
+        if isinstance(held, Lock):
+            held.lend()
         code = early.hand_over(task)
         if code == 0 and isinstance(held, Session):
             held.abandon()  # it is the daemon's
@@ -67,10 +69,10 @@ def hold(store: Store, what: Snapshot | Image) -> Lock | Session | None:
     """Keep what is about to be mounted from being removed, as long as this process (or a child).
 
     Raises:
-        StoreError: the snapshot is mounted already.
+        StoreError: the snapshot is mounted already, or is no more what it was when it was found.
     """
     if isinstance(what, Snapshot):
-        return check_snapshot_free(store.layout, what.id)
+        return _hold_snapshot(store, what)
     if store.layout.read_only:
         return None
     session = Session(store.layout)
@@ -81,6 +83,22 @@ def hold(store: Store, what: Snapshot | Image) -> Lock | Session | None:
         session.close()
         raise
     return session
+
+
+def _hold_snapshot(store: Store, snapshot: Snapshot) -> Lock:
+    lock = check_snapshot_free(store.layout, snapshot.id)
+    try:
+        row = store.database.row("SELECT place FROM snapshots WHERE id=?", snapshot.id)
+        if row is None:
+            lock.release(remove=True)
+            raise NotFound(f"no snapshot is called {snapshot.id}", "cowstore snapshot list")
+        if store.layout.snapshot(row[0]) != snapshot.place:
+            # Its upper is a base of both now: nobody may write to that.
+            raise StoreError(f"snapshot {snapshot.id} has just been cloned", "try again")
+    except BaseException:
+        lock.release()
+        raise
+    return lock
 
 
 def release(held: Lock | Session | None) -> None:
@@ -118,19 +136,17 @@ def _task(
     """What the union's daemon is to do; see ``cowstore.early.hand_over``."""
     _check_words(words)
     task: dict[str, Any] = {"mountpoint": mountpoint, "snapshot": "", "lock": "", "quota": False}
+    if isinstance(held, Lock):
+        task |= {"lock": held.path, "inode": os.fstat(held.fd).st_ino}
+    elif held is not None:
+        task["lock"] = held.lock
     if isinstance(what, Snapshot):
         below, name = what.lowers, what.id
         told = [*what.options, *words]
-        task |= {
-            "snapshot": what.id,
-            "lock": lock_of_snapshot(store.layout, what.id),
-            "quota": bool(project_of(what.place)),
-        }
+        task |= {"snapshot": what.id, "quota": bool(project_of(what.place))}
     else:
         below, name = store.lowers(what), (what.names or (what.short_id,))[0]
         told = [f"lowerdir={':'.join(map(escaped, below.places))}", *below.options, *words]
-        if isinstance(held, Session):
-            task["lock"] = held.lock
     roots = [holder.layout.root for holder in store.holders()] if below.view else []
     return task | {"words": told, "fsname": f"cowstore:{name}", "roots": roots}
 

@@ -11,7 +11,7 @@ import os
 import unionfs.engine.direct
 import unionfs.engine.mounting  # noqa: F401
 from cowstore.errors import StoreError
-from cowstore.locks import Lock, take_snapshot
+from cowstore.locks import Lock, take_lent
 from cowstore.viewlayer import opener
 from unionfs import daemon
 from unionfs import options as mount_options
@@ -63,5 +63,5 @@ def mount(task: dict[str, Any], ready: int) -> NoReturn:
 def _lock(task: dict[str, Any]) -> Lock | None:
     """The lock of the snapshot, or a part of that of the session that keeps an image."""
     if task["snapshot"]:
-        return take_snapshot(task["lock"], task["snapshot"])
+        return take_lent(task["lock"], task["inode"], task["snapshot"])
     return Lock.acquire(task["lock"], shared=True) if task["lock"] else None

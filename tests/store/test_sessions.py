@@ -6,13 +6,13 @@ import os
 
 import pytest
 
-from cowstore import Store
+from cowstore import NotFound, Snapshot, Store, StoreError
 from cowstore.collect import collect
 from cowstore.fsck import check
 from cowstore.layers import write_blobs
 from cowstore.layout import remove_tree
-from cowstore.locks import Lock, Session, dead_sessions
-from cowstore.mounting import hold, release
+from cowstore.locks import Lock, Session, check_snapshot_free, dead_sessions, take_lent
+from cowstore.mounting import find_mountable, hold, release
 from tests.store.archives import M, digest, tar
 from tests.store.conftest import AddImage
 
@@ -59,3 +59,41 @@ def test_what_is_held_keeps_its_view(store: Store, add: AddImage) -> None:
     release(held)
     collect(store)
     assert not os.path.exists(view)
+
+
+def test_a_snapshot_that_went_before_it_could_be_held(store: Store, add: AddImage) -> None:
+    add(tar([M("a", b"1")]), name="img")
+    store.snapshot_create("img", "s")
+    found = find_mountable(store, "s")
+    store.snapshot_remove("s")
+    with pytest.raises(NotFound, match="no snapshot is called s"):
+        hold(store, found)
+    assert "snapshot-s" not in os.listdir(store.layout.path("locks"))
+
+
+def test_a_snapshot_that_was_cloned_before_it_could_be_held(store: Store, add: AddImage) -> None:
+    """What was found as its upper is a base of both by then."""
+    add(tar([M("a", b"1")]), name="img")
+    (store.snapshot_create("img", "s").upper / "new").write_bytes(b"2")
+    found = find_mountable(store, "s")
+    store.snapshot_clone("s", "t")
+    with pytest.raises(StoreError, match="just been cloned"):
+        hold(store, found)
+    release(hold(store, find_mountable(store, "s")))
+
+
+def test_a_lock_is_lent_to_one_who_knows_it(store: Store, add: AddImage) -> None:
+    add(tar([M("a", b"1")]), name="img")
+    found = store.snapshot_create("img", "s")
+    assert isinstance(found, Snapshot)
+    lock = check_snapshot_free(store.layout, "s")
+    inode = os.fstat(lock.fd).st_ino
+    with pytest.raises(StoreError, match="in use"):
+        take_lent(lock.path, inode, "s")
+    lock.lend()
+    with take_lent(lock.path, inode, "s"), pytest.raises(StoreError, match="in use"):
+        check_snapshot_free(store.layout, "s")
+    store.snapshot_clone("s", "t")  # takes the lock meanwhile, and its file away
+    with pytest.raises(StoreError, match="in use"):
+        take_lent(lock.path, inode, "s")
+    lock.release()
