@@ -3,7 +3,7 @@
 ``enter`` is the stage that makes the namespaces; the container's first process
 is its child, so that it is pid 1 of a new pid namespace, and is adopted by
 whoever started (or by the next subreaper). Commands arrive as single bytes on a
-pipe: ``m`` ids are mapped, ``g`` the cgroup is joined, ``s`` start.
+pipe: ``g`` the cgroup is joined, ``s`` start.
 """
 
 from __future__ import annotations
@@ -64,16 +64,12 @@ def enter(
     joins: dict[str, int],
     streams: Streams,
     program: bytes,
-    outer: bool,
 ) -> None:
     """Runs in a child of the intermediate process; never returns.
 
-    ``joins`` are namespace descriptors by type; ``program`` the seccomp filter; ``outer``: there
-    is an outer user namespace whose mapping is awaited.
+    ``joins`` are namespace descriptors by type; ``program`` the seccomp filter.
     """
     try:
-        if outer:
-            _await(commands, b"m")
         trees = rootfs.open_sources(plan)
         if any(mount.fill for mount in plan.mounts):
             from runtime import fill  # noqa: F401  (the container's process cannot import)
@@ -158,6 +154,8 @@ def _map_from_outside(
         os.close(write)
         os.read(read, 1)
         try:
+            from runtime.mapping import write_maps
+
             write_maps(parent, uids, gids, single)
         except OSError:
             os._exit(1)
@@ -171,29 +169,6 @@ def _map_from_outside(
             raise RunError("the ids of the container's user namespace could not be mapped")
 
     return mapped
-
-
-def write_maps(
-    pid: int,
-    uids: tuple[tuple[int, int, int], ...],
-    gids: tuple[tuple[int, int, int], ...],
-    deny_setgroups: bool,
-) -> None:
-    """uid_map and gid_map of a process (user_namespaces(7)).
-
-    Raises:
-        OSError: not permitted.
-    """
-    if deny_setgroups:
-        with open(f"/proc/{pid}/setgroups", "w", encoding="ascii") as file:
-            file.write("deny")
-    for name, ranges in (("gid_map", gids), ("uid_map", uids)):
-        text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in ranges)
-        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
 
 
 def _container(

@@ -13,6 +13,7 @@ from runtime.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 _CHUNK = 1 << 16
@@ -206,6 +207,101 @@ class Relay:
         self.poll.unregister(0)
         os.close(self.source)
         self.source = -1
+
+
+class Attachment:
+    """Our ends of what connects us to a container's streams; -1: that one is not."""
+
+    def __init__(self, channel: Channel, source: int, out: int, err: int) -> None:
+        self.channel = channel
+        self.source = source
+        self.out = out
+        self.err = err
+
+    def relay(self, keys: bytes, tty: bool) -> dict[str, Any]:
+        """Until the container ends; see ``Relay``."""
+        outputs = {fd: number for fd, number in ((self.out, 1), (self.err, 2)) if fd >= 0}
+        with RawTerminal(tty and self.source >= 0 and os.isatty(0)):
+            return Relay(self.channel, self.source, outputs, keys, tty).run()
+
+
+def pipes(stdin: bool) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Of each of the three streams our end, and the supervisor's; -1: no standard input."""
+    source_read = source_write = -1
+    if stdin:
+        source_read, source_write = os.pipe2(os.O_CLOEXEC)
+    out_read, out_write = os.pipe2(os.O_CLOEXEC)
+    err_read, err_write = os.pipe2(os.O_CLOEXEC)
+    return (source_write, out_read, err_read), (source_read, out_write, err_write)
+
+
+def invite(
+    channel: Channel, streams: Sequence[int], *, tty: bool, keys: str, signals: bool
+) -> None:
+    """Let who called be attached; see ``follow``.
+
+    Raises:
+        OSError: it is not there any more.
+    """
+    word = {"tty": tty, "keys": keys, "signals": signals, "streams": [fd >= 0 for fd in streams]}
+    channel.send(jsonio.dumps(word).encode(), [fd for fd in streams if fd >= 0])
+
+
+def follow(channel: Channel, message: bytes, fds: list[int]) -> int:
+    """What a command is to end with whose container's supervisor has sent ``message``.
+
+    Raises:
+        RunError: what that tells.
+    """
+    word = jsonio.loads(message)
+    if "streams" not in word:
+        os.write(1, f"{started(word)}\n".encode())
+        return 0
+    rest = iter(fds)
+    streams = [next(rest) if there else -1 for there in word["streams"]]
+    proxy(channel, tty=word["tty"], signals=word["signals"])
+    attachment = Attachment(channel, *streams)
+    try:
+        return report_end(attachment.relay(parse_keys(word["keys"]), word["tty"]))
+    except Detached:
+        os.write(2, b"\r\n")
+        return 0
+
+
+def started(answer: dict[str, Any]) -> str:
+    """The id of a container whose command has been executed.
+
+    Raises:
+        RunError: why it has not.
+    """
+    if "error" in answer:
+        raise RunError(answer["error"], answer.get("hint", ""), int(answer.get("code", 125)))
+    return str(answer["started"])
+
+
+def wait_started(channel: Channel) -> None:
+    """Wait until the command has been executed.
+
+    Raises:
+        RunError: why it has not.
+    """
+    message, _ = channel.receive()
+    channel.close()
+    if not message:
+        raise RunError("the supervisor died while starting the container")
+    started(jsonio.loads(message))
+
+
+def report_end(told: dict[str, Any]) -> int:
+    """The exit status that a supervisor told.
+
+    Raises:
+        RunError: it ended by an error of ours.
+    """
+    code = int(told.get("exit", told.get("code", 125)))
+    if told.get("error"):
+        raise RunError(str(told["error"]), str(told.get("hint", "")), code or 125)
+    return code
 
 
 def proxy(channel: Channel, *, tty: bool, signals: bool) -> None:

@@ -1,81 +1,113 @@
-"""Supervisor and intermediate process, forked before it is known what they are to do.
+"""``pyrun run`` in two processes: one that was called, one that becomes the supervisor.
 
-Importing what serves a union takes as long as everything else of a start, and mapping
-ids waits for another program. So ``pyrun run`` forks both processes first: they import
-and map while the command line is parsed and planned, then are handed the plan. If there
-is nothing to hand over, the channel ends and they leave without a word.
+What a start costs is imports. The process that was called needs next to none: it carries
+streams, signals and the exit status. Its child parses, plans and makes the container, and then
+is its supervisor, so that nothing is imported twice or handed over; before it begins, it forks
+the intermediate process, which imports meanwhile what serves a union.
 
-This is the command's side, which imports nothing of theirs; theirs is ``forked``.
+Until the child becomes the supervisor it is a part of the command: in the same session, on the
+same streams. It says itself what is wrong, and its exit code is the command's.
 """
 
 from __future__ import annotations
 
-import marshal
 import os
 
 from runtime.channel import Channel, pair
 from runtime.lean import signal
-from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
+    from collections.abc import Callable
+    from typing import NoReturn
 
-#: What fits into one message with certainty (unix(7), SO_SNDBUF).
-MAX_MESSAGE = 60_000
-#: The first of three values that stand for a record.
-RECORD = "\0record"
+    from runtime.launch import Intermediate
 
-_waiting: Channel | None = None
+#: Signals that end a command before its container is there.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+_caller: Channel | None = None
+_waiting: Intermediate | None = None
 
 
-def begin(single: bool) -> None:
-    """Fork both; once. ``single``: no more than one id is asked for."""
-    global _waiting
+def part(work: Callable[[], int]) -> int:
+    """Do ``work`` in a child; what it, or the container that came of it, ended with.
+
+    Raises:
+        RunError: what the supervisor tells of its container.
+    """
     ours, theirs = pair()
-    if os.fork() == 0:
+    called = os.getpid()
+    child = os.fork()
+    if child == 0:
         try:
-            os.setsid()
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
             ours.close()
-            from runtime import forked
-
-            forked.supervisor(theirs, single)
+            _work(work, theirs, called)
         finally:
             os._exit(125)
     theirs.close()
-    _waiting = ours
+    for number in ENDING:
+        _on(number, lambda n, _frame: _pass_on(child, n))
+    message, fds = ours.receive()
+    if message:
+        from runtime.console import follow  # not before there is nothing else to do
+
+        return follow(ours, message, fds)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status if status >= 0 else 128 - status
 
 
-def hand_over(data: dict[str, Any], fds: Sequence[int]) -> bool:
-    """Give the supervisor its task; False: there is none waiting, or it is too much to send."""
-    global _waiting
-    channel, _waiting = _waiting, None
-    if channel is None:
-        return False
-    message = pack(data)
+def _pass_on(child: int, number: int) -> None:
     try:
-        if len(message) > MAX_MESSAGE or len(fds) > 40:
-            return False
-        channel.send(message, fds)
-        return True
-    except OSError:
-        return False
-    finally:
-        channel.close()
+        os.kill(child, number)
+    except ProcessLookupError:
+        pass
 
 
-def pack(data: Any) -> bytes:
-    """Bytes of plain values and records."""
-    return marshal.dumps(_plain(data))
+def _on(number: int, handler: Callable[[int, object], None]) -> None:
+    """Handle a signal, unless the caller wants it to be ignored."""
+    if signal.getsignal(number) != signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Record):
-        return (RECORD, type(value).__name__, _plain(dict(value.__dict__)))
-    if isinstance(value, tuple | list):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+def _leave(number: int, _frame: object) -> None:
+    """Take back what has been made so far; what a terminal sends comes from our parent, too."""
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
+def _work(work: Callable[[], int], caller: Channel, called: int) -> NoReturn:
+    global _caller, _waiting
+    _caller = caller
+    for number in ENDING:
+        _on(number, _leave)
+    code = 128 + signal.SIGTERM
+    try:
+        from runtime import launch
+        from runtime.sys import calls
+
+        _waiting = launch.spawn(own=True)
+        calls.set_parent_death_signal(signal.SIGTERM)
+        if os.getppid() == called:
+            code = work()
+    except KeyboardInterrupt as error:
+        code = 128 + error.args[0]
+    if _waiting is not None:
+        _waiting.dismiss()
+    os._exit(code & 0xFF)
+
+
+def waiting() -> Intermediate | None:
+    """The intermediate process that was forked at the beginning."""
+    return _waiting
+
+
+def become_supervisor() -> Channel:
+    """From here on the container counts, not the command; the way to who called that."""
+    assert _caller is not None
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until the supervisor handles them
+    from runtime.sys import calls
+
+    calls.set_parent_death_signal(0)
+    return _caller

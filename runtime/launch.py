@@ -7,28 +7,32 @@ supervisor (caller's namespaces, subreaper)
  └─ container's first process (adopted)
 ```
 
-``create`` stops before the command is executed; ``Started.go`` lets it begin.
+``begin`` and ``finish`` stop before the command is executed; ``Started.go`` lets it. What the
+others do is in ``intermediate`` and ``child``.
 """
 
 from __future__ import annotations
 
-import _socket
+import marshal
 import os
 
-from runtime import child, union
+from runtime import mapping
 from runtime.channel import Channel, pair, raise_if_error
 from runtime.errors import RunError
 from runtime.ids import IdPlan
 from runtime.lean import signal
-from runtime.sys import calls, trampoline
+from runtime.sys import calls
+from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from runtime.forked import Intermediate
     from runtime.plan import Plan
+
+#: The first of three values that stand for a record.
+RECORD = "\0record"
 
 
 class Died(RunError):
@@ -44,6 +48,7 @@ class Started:
         namespaces: descriptors by ``child.NAMESPACES``, and ``outer``: the outer user namespace.
         terminal: the pseudo-terminal's master, or -1.
         report: tells when the command has been executed: end of file, or why not.
+        stdin, out, err: our ends of its standard streams, or -1.
     """
 
     def __init__(self) -> None:
@@ -54,6 +59,28 @@ class Started:
         self.report = -1
         self.status: Channel | None = None
         self.commands = -1
+        self.stdin = self.out = self.err = -1
+
+    def open_streams(self, interactive: bool, terminal: bool) -> tuple[int, int, int]:
+        """Pipes for the standard streams; the container's ends, which may be one."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        if terminal:
+            return null, null, null
+        stdin = null
+        if interactive:
+            stdin, self.stdin = os.pipe2(os.O_CLOEXEC)
+            os.close(null)
+        self.out, out = os.pipe2(os.O_CLOEXEC)
+        self.err, err = os.pipe2(os.O_CLOEXEC)
+        return stdin, out, err
+
+    def fds(self) -> set[int]:
+        """All descriptors."""
+        fds = {self.terminal, self.report, self.commands, self.stdin, self.out, self.err}
+        fds.update(self.namespaces.values())
+        if self.status is not None:
+            fds.add(self.status.fd)
+        return fds - {-1}
 
     def go(self) -> None:
         """Execute the command."""
@@ -61,143 +88,180 @@ class Started:
 
     def close(self) -> None:
         """Give back every descriptor."""
-        for fd in (*self.namespaces.values(), self.terminal, self.report, self.commands):
-            if fd >= 0:
-                os.close(fd)
+        status, self.status = self.status, None
+        for fd in self.fds():
+            os.close(fd)
         self.namespaces = {}
-        self.terminal = self.report = self.commands = -1
-        if self.status is not None:
-            self.status.close()
-            self.status = None
+        self.terminal = self.report = self.commands = self.stdin = self.out = self.err = -1
+        if status is not None:
+            status.close()
 
 
-def map_outer(pid: int, ids: IdPlan, newuidmap: str, newgidmap: str) -> None:
-    """Map the outer user namespace of ``pid``: by the helpers, or by ourselves.
+class Intermediate:
+    """The intermediate process: it imports what serves a union while it waits for its plan.
 
-    Raises:
-        RunError: a helper is missing or refuses.
+    ``own``: it makes an outer user namespace at once, whose ids ``map`` gives it.
     """
-    if not ids.helpers:
-        try:
-            child.write_maps(pid, ids.outer_uids, ids.outer_gids, ids.single)
-        except OSError as error:
-            raise RunError(f"mapping user ids: {error.strerror}") from None
-        return
-    running = []
-    for program, name, ranges in (
-        (newuidmap, "newuidmap", ids.outer_uids),
-        (newgidmap, "newgidmap", ids.outer_gids),
-    ):
-        if not program:
-            raise RunError(
-                f"{name} is not installed",
-                "apt-get install uidmap; or go without subordinate ids: --userns single",
-            )
-        numbers = [str(number) for entry in ranges for number in entry]
-        read, write = os.pipe2(os.O_CLOEXEC)
-        actions = [(os.POSIX_SPAWN_DUP2, write, 2)]
-        arguments = [name, str(pid), *numbers]
-        running.append(
-            (
-                os.posix_spawn(
-                    program,
-                    arguments,
-                    os.environ,
-                    file_actions=actions,
-                    setsigdef=(signal.SIGPIPE,),
-                ),
-                read,
-                name,
-            )
+
+    def __init__(self, pid: int, channel: Channel, own: bool) -> None:
+        self.pid = pid
+        self.own = own
+        self.given = False
+        self.ids: IdPlan | None = None
+        self._channel = channel
+        self._helpers: list[mapping.Helper] = []
+
+    def map(self, ids: IdPlan, newuidmap: str, newgidmap: str) -> None:
+        """Begin to map its ids; ``give`` waits for it.
+
+        Raises:
+            RunError: a helper is missing, or there are no user namespaces.
+        """
+        message, _ = self._channel.receive()
+        raise_if_error(message)
+        if message != b"U":
+            raise Died("the process that mounts the root died while it was prepared")
+        self.ids = ids
+        self._helpers = mapping.begin(self.pid, ids, newuidmap, newgidmap)
+
+    def fits(self, plan: IdPlan, outer: int) -> bool:
+        """Whether it can be used for a plan; ``outer``: a user namespace is to be entered."""
+        mapped = self.ids
+        if mapped is None:
+            return not self.own
+        return outer < 0 and (mapped.outer_uids, mapped.outer_gids, mapped.single) == (
+            plan.outer_uids,
+            plan.outer_gids,
+            plan.single,
         )
-        os.close(write)
-    failed = ""
-    for helper, read, name in running:
-        with open(read, encoding="utf-8", errors="replace") as said:
-            text = said.read().strip()
-        if os.waitpid(helper, 0)[1]:
-            failed = failed or text or f"{name} failed"
-    if failed:
-        raise RunError(failed, "see /etc/subuid, /etc/subgid and the setuid bit of newuidmap")
+
+    def give(self, data: dict[str, Any], fds: list[int]) -> None:
+        """Let it begin.
+
+        Raises:
+            RunError: its ids cannot be mapped.
+        """
+        helpers, self._helpers = self._helpers, []
+        mapping.finish(helpers)
+        self.given = True
+        self._channel.send(pack(data), fds)
+        self._channel.close()
+
+    def dismiss(self) -> None:
+        """It is not needed, unless it has been given a plan."""
+        if self.given:
+            return
+        self.given = True
+        self._channel.close()
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        os.waitpid(self.pid, 0)
+        try:
+            mapping.finish(self._helpers)
+        except RunError:
+            pass  # it has gone meanwhile
 
 
-def create(
+def spawn(own: bool) -> Intermediate:
+    """Fork an intermediate process."""
+    ours, theirs = pair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            from runtime import intermediate
+
+            intermediate.wait(theirs, own)
+        finally:
+            os._exit(125)
+    theirs.close()
+    return Intermediate(pid, ours, own)
+
+
+def pack(value: Any) -> bytes:
+    """Bytes of plain values and records; see ``intermediate.unpack``."""
+    return marshal.dumps(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return (RECORD, type(value).__name__, _plain(dict(value.__dict__)))
+    if isinstance(value, tuple | list):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def begin(
     plan: Plan,
     *,
     program: bytes,
-    stdio: tuple[int, int, int],
+    joins: dict[str, int],
+    outer: int = -1,
+    interactive: bool = False,
     newuidmap: str = "",
     newgidmap: str = "",
-    joins: dict[str, int] | None = None,
-    outer: int = -1,
-    on_pid: Callable[[int, int], None] | None = None,
     waiting: Intermediate | None = None,
 ) -> Started:
-    """Make the container up to the point where its command would be executed.
+    """Let the processes of a container begin; ``finish`` must follow, or ``abort``.
 
-    ``joins`` are descriptors of namespaces to enter, ``outer`` one of an outer user namespace to
-    use instead of a new one; ``waiting`` is an intermediate process that was forked before.
+    ``program`` is the seccomp filter; ``joins`` are descriptors of namespaces to enter, ``outer``
+    one of an outer user namespace to use instead of a new one; ``waiting`` an intermediate process
+    that was forked before, and fits.
+
+    Raises:
+        RunError: nothing of the container is left.
+    """
+    started = Started()
+    calls.set_child_subreaper()
+    if waiting is None:
+        waiting = spawn(bool(plan.ids.outer_uids) and outer < 0)
+    started.union_pid = waiting.pid
+    try:
+        if waiting.own and waiting.ids is None:
+            waiting.map(plan.ids, newuidmap, newgidmap)
+        started.status, theirs = pair()
+        commands, started.commands = os.pipe2(os.O_CLOEXEC)
+        started.report, report = os.pipe2(os.O_CLOEXEC)
+        stdio = started.open_streams(interactive, plan.process.terminal)
+        data = {"plan": plan, "program": program, "outer": outer >= 0, "joins": tuple(joins)}
+        fds = [theirs.fd, commands, report, *stdio, *([outer] * (outer >= 0)), *joins.values()]
+        try:
+            waiting.give(data, fds)
+        finally:
+            theirs.close()
+            for fd in {commands, report, *stdio}:
+                os.close(fd)
+    except BaseException:
+        abort(started)
+        raise
+    return started
+
+
+def finish(
+    started: Started, plan: Plan, on_pid: Callable[[int, int], None] | None = None
+) -> Started:
+    """Bring the container to the point where its command would be executed.
+
     ``on_pid`` is called with the first process and the union's when both exist: they join
     cgroups then.
 
     Raises:
         RunError: nothing of the container is left.
     """
-    calls.set_child_subreaper()
-    status, theirs = pair()
-    tree_to, tree_from = pair()
-    commands_read, commands = os.pipe2(os.O_CLOEXEC)
-    report, report_write = os.pipe2(os.O_CLOEXEC)
-    trampoline_fd = trampoline.create(plan.machine)
-    started = Started()
-    started.status, started.commands, started.report = status, commands, report
-    read_mapped, write_mapped = os.pipe2(os.O_CLOEXEC)
-    passed = Handed(
-        status=theirs,
-        commands=commands_read,
-        mapped=read_mapped,
-        tree=(tree_to, tree_from),
-        streams=child.Streams(stdio, report_write, trampoline_fd),
-        joins=joins or {},
-        outer=outer,
-        unshared=waiting is not None and waiting.mapped is not None,
-    )
-    if waiting is not None:
-        middle = waiting.pid
-        _hand(waiting, plan, passed, program)
-    else:
-        middle = os.fork()
-        if middle == 0:
-            status.close()
-            os.close(commands)
-            os.close(report)
-            os.close(write_mapped)
-            _intermediate(plan, passed, program)
-    theirs.close()
-    tree_to.close()
-    tree_from.close()
-    for fd in (commands_read, report_write, read_mapped, *([trampoline_fd] * (trampoline_fd >= 0))):
-        os.close(fd)
-    started.union_pid = middle
     try:
-        if plan.ids.outer_uids and outer < 0 and not passed.unshared:
-            message, _ = status.receive()
-            raise_if_error(message)
-            map_outer(middle, plan.ids, newuidmap, newgidmap)
-            os.write(commands, b"m")
-            os.write(write_mapped, b"m")
         try:
             _follow(started, on_pid)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             raise Died("the container's first process died while it was prepared") from None
         if plan.root.kind != "union":
-            os.waitpid(middle, 0)  # the kernel serves the root
+            os.waitpid(started.union_pid, 0)  # the kernel serves the root
             started.union_pid = 0
     except BaseException:
         abort(started)
         raise
-    finally:
-        os.close(write_mapped)
     return started
 
 
@@ -241,156 +305,3 @@ def abort(started: Started) -> None:
                 os.waitpid(pid, 0)
             except ChildProcessError:
                 pass
-
-
-class Handed:
-    """What the intermediate process is given besides the plan.
-
-    ``commands`` and ``mapped`` are read, ``status`` and the first of ``tree`` written.
-    ``unshared``: it is in its own user namespace already, and that is mapped.
-    """
-
-    def __init__(
-        self,
-        *,
-        status: Channel,
-        commands: int,
-        mapped: int,
-        tree: tuple[Channel, Channel],
-        streams: child.Streams,
-        joins: dict[str, int],
-        outer: int,
-        unshared: bool,
-    ) -> None:
-        self.status = status
-        self.commands = commands
-        self.mapped = mapped
-        self.tree = tree
-        self.streams = streams
-        self.joins = joins
-        self.outer = outer
-        self.unshared = unshared
-
-
-def _hand(waiting: Intermediate, plan: Plan, passed: Handed, program: bytes) -> None:
-    """Send plan and descriptors to an intermediate process; see ``intermediate_early``."""
-    from runtime import early
-
-    streams = passed.streams
-    fds = [passed.status.fd, passed.commands, passed.mapped, passed.tree[0].fd, passed.tree[1].fd,
-           streams.report, *streams.stdio]  # fmt: skip
-    fds += [fd for fd in (streams.trampoline, passed.outer) if fd >= 0]
-    data = {
-        "plan": plan,
-        "program": program,
-        "trampoline": streams.trampoline >= 0,
-        "outer": passed.outer >= 0,
-        "unshared": passed.unshared,
-        "joins": tuple(passed.joins),
-    }
-    waiting.channel.send(early.pack(data), [*fds, *passed.joins.values()])
-    waiting.channel.close()
-
-
-def intermediate_early(data: dict[str, Any], fds: list[int], channel: Channel) -> None:
-    """What an intermediate process that was forked before does with what ``_hand`` sent."""
-    channel.close()
-    rest = iter(fds)
-    status, commands, mapped = _channel(next(rest)), next(rest), next(rest)
-    tree = (_channel(next(rest)), _channel(next(rest)))
-    report = next(rest)
-    stdio = (next(rest), next(rest), next(rest))
-    trampoline_fd = next(rest) if data["trampoline"] else -1
-    outer = next(rest) if data["outer"] else -1
-    passed = Handed(
-        status=status,
-        commands=commands,
-        mapped=mapped,
-        tree=tree,
-        streams=child.Streams(stdio, report, trampoline_fd),
-        joins=dict(zip(data["joins"], rest, strict=True)),
-        outer=outer,
-        unshared=data["unshared"],
-    )
-    _intermediate(data["plan"], passed, data["program"])
-
-
-def _channel(fd: int) -> Channel:
-    return Channel(_socket.socket(fileno=fd))
-
-
-def _intermediate(plan: Plan, passed: Handed, program: bytes) -> None:
-    """The intermediate process; never returns."""
-    status, commands, mapped = passed.status, passed.commands, passed.mapped
-    tree, joins, outer, streams = passed.tree, passed.joins, passed.outer, passed.streams
-    try:
-        signal.set_wakeup_fd(-1)  # the supervisor's
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        calls.set_name(b"pyrun-union")
-        calls.set_command_line(b"pyrun-union")
-        os.umask(0)  # modes are what the container's processes ask for
-        own_outer = bool(plan.ids.outer_uids) and outer < 0 and not passed.unshared
-        if outer >= 0:
-            calls.setns(outer, calls.CLONE_NEWUSER)
-            calls.unshare(calls.CLONE_NEWNS)
-        elif own_outer:
-            unshare_user()
-            status.send(b"U")
-        elif not passed.unshared:
-            calls.unshare(calls.CLONE_NEWNS)
-        stage = os.fork()
-        if stage == 0:
-            tree[0].close()
-            child.enter(
-                plan, status=status, commands=commands, tree_from=tree[1], joins=joins,
-                streams=streams, program=program, outer=own_outer,
-            )  # fmt: skip
-        keep = [status.fd, tree[0].fd, mapped]
-        # Importing takes longest and needs no id: it runs while they are mapped.
-        if plan.root.kind == "union":
-            union.load()
-        if own_outer and os.read(mapped, 1) != b"m":
-            os._exit(125)
-        calls.mount(b"none", b"/", b"", calls.MS_REC | calls.MS_SLAVE, b"")
-        if plan.ids.outer_uids:
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
-            outer_fd = os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-            status.send(b"O", [outer_fd])
-            os.close(outer_fd)
-        union.close_all_but(keep)
-        if plan.root.memory:
-            from runtime import sizes
-
-            plan = sizes.in_memory(plan)
-        root, serve = union.mount_root(plan)
-        tree[0].send(b"T", [root])
-        os.close(root)
-        os.waitpid(stage, 0)
-        tree[0].close()
-        status.close()
-        if serve is not None:
-            union.hide(plan.ids.daemon)
-            serve()
-        os._exit(0)
-    except BaseException as error:
-        status.send_error(error)
-        os._exit(125)
-
-
-def unshare_user() -> None:
-    """Enter a new user and mount namespace whose ids somebody outside will map.
-
-    Raises:
-        RunError: the host does not permit it.
-    """
-    calls.set_dumpable(True)
-    try:
-        calls.unshare(calls.CLONE_NEWUSER | calls.CLONE_NEWNS)
-    except OSError as error:
-        raise RunError(
-            f"user namespaces cannot be made here: {error.strerror}",
-            "see sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone"
-            " (apparmor: kernel.apparmor_restrict_unprivileged_userns)",
-        ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import console, facts, filters, images, prepare, removal, state
+from runtime import console, facts, filters, images, launch, prepare, removal, state
 from runtime.channel import Channel, pair
 from runtime.errors import RunError
 from runtime.request import RunRequest, stored_request
@@ -14,50 +14,38 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from runtime.launch import Intermediate
     from runtime.plan import Plan
     from runtime.task import Attached, Task
 
 
-class Attachment:
-    """Our ends of what connects us to a container's streams."""
+class Begun:
+    """Processes of a container that have begun, and what they have been given."""
 
-    def __init__(self, channel: Channel, source: int, out: int, err: int) -> None:
-        self.channel = channel
-        self.source = source
-        self.out = out
-        self.err = err
-
-    def relay(self, keys: bytes, tty: bool) -> dict[str, Any]:
-        """Until the container ends; see ``console.Relay``."""
-        outputs = {fd: number for fd, number in ((self.out, 1), (self.err, 2)) if fd >= 0}
-        with console.RawTerminal(tty and self.source >= 0 and os.isatty(0)):
-            return console.Relay(self.channel, self.source, outputs, keys, tty).run()
-
-
-def streams(stdin: bool) -> tuple[Attachment, Attached]:
-    """Pipes and a channel: our ends, and the supervisor's."""
-    from runtime.task import Attached
-
-    ours, theirs = pair()
-    source_read = source_write = -1
-    if stdin:
-        source_read, source_write = os.pipe2(os.O_CLOEXEC)
-    out_read, out_write = os.pipe2(os.O_CLOEXEC)
-    err_read, err_write = os.pipe2(os.O_CLOEXEC)
-    attachment = Attachment(ours, source_write, out_read, err_read)
-    return attachment, Attached(theirs, source_read, out_write, err_write)
+    def __init__(self, started: launch.Started, program: bytes, joins: dict[str, int]) -> None:
+        self.started = started
+        self.program = program
+        self.joins = joins
 
 
 class Created:
-    """A container that has been written down; ``held`` keeps its part of the store, if any."""
+    """A container that has been written down.
 
-    def __init__(self, container: state.Container, plan: Plan, held: list[int]) -> None:
+    ``held`` keeps its part of the store, if any; ``begun``: it is being started already.
+    """
+
+    def __init__(
+        self, container: state.Container, plan: Plan, held: list[int], begun: Begun | None
+    ) -> None:
         self.container = container
         self.plan = plan
         self.held = held
+        self.begun = begun
 
     def take_back(self) -> None:
         """It is not wanted any more."""
+        if self.begun is not None:
+            launch.abort(self.begun.started)
         for fd in self.held:
             os.close(fd)
         self.held = []
@@ -85,21 +73,27 @@ def dry_run(request: RunRequest, root: str) -> Plan:
             removal.remove_directory(container.directory)
 
 
-def create(request: RunRequest, root: str, *, fleeting: bool = False) -> Created:
+def create(
+    request: RunRequest, root: str, *, fleeting: bool = False, waiting: Intermediate | None = None
+) -> Created:
     """A new container, planned and written down, not started.
 
     ``fleeting``: it will be started at once and removed when it ends, so nothing of it has to
-    survive this machine's next start.
+    survive this machine's next start. ``waiting`` is what will serve its root: its processes
+    begin as soon as there is a plan.
 
     Raises:
         RunError: nothing is left of it.
     """
     containers = state.Containers(root)
     prepare.check(request)
-    image_id, image = prepare.image_of(request)
     host = facts.ask()
+    if waiting is not None:
+        # The helpers that do it need not be waited for.
+        waiting.map(prepare.usual_ids(request, host), host.newuidmap, host.newgidmap)
+    image_id, image = prepare.image_of(request)
     container = containers.create(request.name)
-    source, held = None, -1
+    source, held, begun = None, -1, None
     volumes_lock = -1
     if request.volumes_from or request.volume or request.mount or image.get("Volumes"):
         volumes_lock = removal.lock_volumes(root, shared=True)
@@ -115,6 +109,7 @@ def create(request: RunRequest, root: str, *, fleeting: bool = False) -> Created
             request, container, image, source, containers, host
         )
         _warn(plan)
+        begun = _begin(request, plan, root, waiting)
         inner = plan.ids.inner_uids
         container.save_config(
             {
@@ -139,6 +134,8 @@ def create(request: RunRequest, root: str, *, fleeting: bool = False) -> Created
         container.save_state(status="created", name=container.config["name"])
         state.record_event(root, "container", "create", container)
     except BaseException:
+        if begun is not None:
+            launch.abort(begun.started)
         if held >= 0:
             os.close(held)
         removal.forget(container, source.to_data() if source is not None else {})
@@ -146,7 +143,32 @@ def create(request: RunRequest, root: str, *, fleeting: bool = False) -> Created
     finally:
         if volumes_lock >= 0:
             os.close(volumes_lock)
-    return Created(container, plan, [held] if held >= 0 else [])
+    return Created(container, plan, [held] if held >= 0 else [], begun)
+
+
+def _begin(
+    request: RunRequest, plan: Plan, root: str, waiting: Intermediate | None
+) -> Begun | None:
+    """Have the process that waits mount the root, and make the first one; None: not that one."""
+    if waiting is None:
+        return None
+    joins = join_targets(plan, root)
+    # It is in the caller's group, from where only root could move it into a scope.
+    scope = plan.cgroup is not None and plan.cgroup.version == "systemd"
+    if scope or not waiting.fits(plan.ids, joins.get("outer", -1)):
+        waiting.dismiss()
+        for fd in joins.values():
+            os.close(fd)
+        return None
+    program = filters.filter_for(plan.process, plan.machine, plan.ids.single, root)
+    started = launch.begin(
+        plan,
+        program=program,
+        joins=joins,
+        interactive=request.interactive,
+        waiting=waiting,
+    )
+    return Begun(started, program, joins)
 
 
 def _snapshot(request: RunRequest, container: state.Container, image_id: str) -> images.Source:
@@ -220,17 +242,16 @@ def replan(container: state.Container, root: str) -> Plan:
     return plan
 
 
-def supervise(
+def task_for(
     container: state.Container,
     plan: Plan,
-    attached: Attached | None,
+    made: Created | None = None,
     *,
-    held: list[int] | None = None,
     transient: bool = False,
-) -> Channel:
-    """Start the container under a supervisor of its own; the channel on which that reports.
+) -> Task:
+    """What a supervisor is given to start a container; nobody else can, from here on.
 
-    ``held`` and ``attached`` are the supervisor's from here on. ``transient``: a container that
+    What has been ``made`` is the task's when this returns. ``transient``: a container that
     cannot be started is removed.
 
     Raises:
@@ -238,12 +259,18 @@ def supervise(
     """
     from runtime.task import Task
 
-    held = list(held or ())
+    begun = made.begun if made is not None else None
+    held: list[int] = []
     try:
-        program = filters.filter_for(plan.process, plan.machine, plan.ids.single, container.root)
-        joins = join_targets(plan, container.root)
+        if begun is not None:
+            program, joins = begun.program, begun.joins
+        else:
+            joins = join_targets(plan, container.root)
+            program = filters.filter_for(
+                plan.process, plan.machine, plan.ids.single, container.root
+            )
         try:
-            held.insert(0, container.lock(patient=True))
+            held.append(container.lock(patient=True))
         except BlockingIOError:
             from runtime.session import in_use
 
@@ -257,38 +284,40 @@ def supervise(
             os.close(fd)
         raise
     container.save_state(status="starting")
-    ours, theirs = pair()
-    task = Task(
+    images.release()
+    if made is not None:
+        held += made.held
+        made.held, made.begun = [], None
+    return Task(
         container,
         plan,
         program=program,
         joins=joins,
         held=held,
-        first=theirs,
-        attached=attached,
         transient=transient,
+        begun=begun.started if begun is not None else None,
     )
-    if not (transient and _hand_over(task)):
-        _fork(task)
-    task.close()
-    images.release()
-    return ours
 
 
-def _hand_over(task: Task) -> bool:
-    """Give the task to the supervisor that was forked before; False: there is none."""
-    from runtime import early
+def supervise(container: state.Container, plan: Plan, attached: Attached | None) -> Channel:
+    """Start a container under a supervisor of its own; the channel on which that reports.
 
-    return early.hand_over(*task.to_message())
+    ``attached`` is the supervisor's from here on.
 
-
-def _fork(task: Task) -> None:
+    Raises:
+        RunError: it runs already, or its seccomp profile is wrong.
+    """
     from runtime import supervision
 
+    task = task_for(container, plan)
+    ours, task.first = pair()
+    task.attached = attached
     sys.stdout.flush()
     sys.stderr.flush()
     if os.fork() == 0:
         supervision.run(task)
+    task.close()
+    return ours
 
 
 def join_targets(plan: Plan, root: str) -> dict[str, int]:
@@ -319,20 +348,3 @@ def join_targets(plan: Plan, root: str) -> dict[str, int]:
         for fd in by_name.values():
             os.close(fd)
     return joins
-
-
-def wait_started(channel: Channel) -> None:
-    """Wait until the command has been executed.
-
-    Raises:
-        RunError: why it has not.
-    """
-    from runtime import jsonio
-
-    message, _ = channel.receive()
-    channel.close()
-    if not message:
-        raise RunError("the supervisor died while starting the container")
-    answer = jsonio.loads(message)
-    if "error" in answer:
-        raise RunError(answer["error"], answer.get("hint", ""), int(answer.get("code", 125)))

@@ -313,6 +313,18 @@ def _write_files(
     return placed
 
 
+def _callers(request: RunRequest, host: facts.HostFacts) -> tuple[str, ids.Callers]:
+    """The mode for ``ids.plan_ids``, and who calls; ``single``: somebody with one id."""
+    if request.userns == "single":
+        return "", host.callers.replace(sub_uids=(), sub_gids=(), capable=False)
+    return request.userns, host.callers
+
+
+def usual_ids(request: RunRequest, host: facts.HostFacts) -> ids.IdPlan:
+    """The ids of the outer user namespace, if the request has nothing unusual in mind."""
+    return ids.plan_ids("", _callers(request, host)[1])
+
+
 def make_plan(
     request: RunRequest,
     container: state.Container,
@@ -326,11 +338,8 @@ def make_plan(
     Raises:
         RunError: something asked for cannot be done here.
     """
-    who = host.callers
-    mode = request.userns
-    if mode == "single":
-        mode, who = "", who.replace(sub_uids=(), sub_gids=(), capable=False)
-    elif not who.capable and who.sub_uids and not (host.newuidmap and host.newgidmap):
+    mode, who = _callers(request, host)
+    if not who.capable and who.sub_uids and not (host.newuidmap and host.newgidmap):
         raise RunError(
             "newuidmap and newgidmap are not installed",
             "apt-get install uidmap; or do with one id: --userns single",

@@ -79,17 +79,10 @@ class Session:
             init=False,
         )
         host = facts.ask()
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            self._started = launch.create(
-                plan,
-                program=b"",
-                stdio=(null, null, null),
-                newuidmap=host.newuidmap,
-                newgidmap=host.newgidmap,
-            )
-        finally:
-            os.close(null)
+        begun = launch.begin(
+            plan, program=b"", joins={}, newuidmap=host.newuidmap, newgidmap=host.newgidmap
+        )
+        self._started = launch.finish(begun, plan)
         self.fds = self._started.namespaces
         self._started.namespaces = {}
 

@@ -16,23 +16,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from runtime.forked import Intermediate
     from runtime.network import Helper
     from runtime.plan import CgroupPlan
     from runtime.request import RunRequest
     from runtime.task import Task
 
 
-def run(
-    task: Task, waiting: Intermediate | None = None, host: facts.HostFacts | None = None
-) -> NoReturn:
-    """Be the container's supervisor until it has ended.
-
-    ``waiting`` is an intermediate process that was forked before; ``host`` what is known already.
-    """
+def run(task: Task) -> NoReturn:
+    """Be the container's supervisor until it has ended."""
     code = 125
     try:
-        code = _Supervision(task, waiting, host).serve()
+        code = _Supervision(task).serve()
     except BaseException:
         import traceback
 
@@ -44,14 +38,10 @@ def run(
 class _Supervision:
     """The helpers, limits and files of one container, as its supervisor has them."""
 
-    def __init__(
-        self, task: Task, waiting: Intermediate | None, host: facts.HostFacts | None
-    ) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
-        self.host = host or facts.ask()
         self.container = task.container
         self.plan = task.plan
-        self.waiting = waiting
         self.request = stored_request(self.container)
         self.helper: Helper | None = None
         self.limits: CgroupPlan | None = None
@@ -63,10 +53,12 @@ class _Supervision:
     def serve(self) -> int:
         """Start and supervise; the exit status."""
         task = self.task
-        keep = {*task.held, task.first.fd, *task.joins.values()}
+        keep = {*task.held, *task.joins.values()}
         keep |= {self.outer} - {-1}
-        if self.waiting is not None:
-            keep.add(self.waiting.channel.fd)
+        if task.first is not None:
+            keep.add(task.first.fd)
+        if task.begun is not None:
+            keep |= task.begun.fds()
         if task.attached is not None:
             keep.update(task.attached.fds())
         become_daemon(keep, self.container.path("supervisor.log"))
@@ -78,7 +70,7 @@ class _Supervision:
             client = Client(task.attached.channel, task.attached.source, sinks)
         return self._supervisor().serve(task.first, client)
 
-    def start(self, stdio: tuple[int, int, int]) -> launch.Started:
+    def start(self) -> launch.Started:
         """Make the container; again for a restart."""
         self._stop_helper()
         if self.limits is not None:
@@ -89,17 +81,7 @@ class _Supervision:
             if data != fresh.config.get("cgroup"):
                 fresh.save_config({**fresh.config, "cgroup": data})
         try:
-            started = launch.create(
-                self.plan,
-                program=self.task.program,
-                stdio=stdio,
-                newuidmap=self.host.newuidmap,
-                newgidmap=self.host.newgidmap,
-                joins=dict(self.task.joins),
-                outer=self.outer,
-                on_pid=self._joined,
-                waiting=self._usable(),
-            )
+            started = launch.finish(self._begun(), self.plan, self._joined)
         except launch.Died as error:
             if self.request.memory:
                 hint = f"--memory {self.request.memory} may be too small"
@@ -117,16 +99,20 @@ class _Supervision:
                 raise
         return started
 
-    def _usable(self) -> Intermediate | None:
-        """The process that was forked before, for the first start and where it fits."""
-        waiting, self.waiting = self.waiting, None
-        if waiting is not None:
-            # It is in the caller's group, from where only root could move it into a scope.
-            scope = self.plan.cgroup is not None and self.plan.cgroup.version == "systemd"
-            if scope or not waiting.fits(self.plan.ids, self.outer):
-                waiting.dismiss()
-                return None
-        return waiting
+    def _begun(self) -> launch.Started:
+        begun, self.task.begun = self.task.begun, None
+        if begun is not None:
+            return begun
+        host = facts.ask()
+        return launch.begin(
+            self.plan,
+            program=self.task.program,
+            joins=self.task.joins,
+            outer=self.outer,
+            interactive=self.request.interactive,
+            newuidmap=host.newuidmap,
+            newgidmap=host.newgidmap,
+        )
 
     def _joined(self, pid: int, union: int) -> None:
         if self.limits is not None:
@@ -190,7 +176,6 @@ class _Supervision:
             self.container,
             self.plan,
             self.start,
-            interactive=request.interactive,
             remove=request.rm,
             restart=request.restart,
             stop_signal=_stop_signal(request, image),

@@ -66,9 +66,9 @@ class Client:
 class Supervisor:
     """See the module.
 
-    ``make`` starts the container with given standard streams; it may be called again for a
-    restart. ``cleanup`` runs at the very end with whether the container is to be removed, and
-    gives its lock back; ``vanish`` may run before that, if it is: from then on nobody finds it.
+    ``make`` starts the container; it may be called again for a restart. ``cleanup`` runs at the
+    very end with whether the container is to be removed, and gives its lock back; ``vanish`` may
+    run before that, if it is: from then on nobody finds it.
     ``thaw`` lets its processes run, if they are frozen.
     ``transient``: it is removed if it cannot be started at all.
     """
@@ -77,9 +77,8 @@ class Supervisor:
         self,
         container: state.Container,
         plan: Plan,
-        make: Callable[[tuple[int, int, int]], launch.Started],
+        make: Callable[[], launch.Started],
         *,
-        interactive: bool,
         remove: bool,
         restart: str,
         stop_signal: int,
@@ -95,7 +94,6 @@ class Supervisor:
         self.container = container
         self.plan = plan
         self.make = make
-        self.interactive = interactive
         self.remove = remove
         self.restart = restart
         self.stop_signal = stop_signal
@@ -161,11 +159,16 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda _number, _frame: self._ask_to_stop(self.stop_timeout))
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         self.watch(wake_read, lambda _events: self._woken(wake_read))
         self._listen()
         if client is not None:
             self._attach(client)
-        self._begin()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if self.stopping:
+            self._failed(128 + signal.SIGINT, "interrupted before its start", "")
+        else:
+            self._begin()
         while not self.done:
             timeout = None
             if self.timers:
@@ -189,43 +192,21 @@ class Supervisor:
     # -- start and end -----------------------------------------------------------------
 
     def _begin(self) -> None:
-        terminal = self.plan.process.terminal
-        pipes: list[int] = []
         try:
-            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            pipes.append(null)
-            stdin_read, stdin_write = null, -1
-            if self.interactive and not terminal:
-                stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC)
-                pipes.append(stdin_read)
-            out_read = err_read = -1
-            out_write = err_write = null
-            if not terminal:
-                out_read, out_write = os.pipe2(os.O_CLOEXEC)
-                err_read, err_write = os.pipe2(os.O_CLOEXEC)
-                pipes += [out_write, err_write]
-            try:
-                self.started = self.make((stdin_read, out_write, err_write))
-            except BaseException:
-                for fd in (stdin_write, out_read, err_read):
-                    if fd >= 0:
-                        os.close(fd)
-                raise
+            self.started = self.make()
         except RunError as error:
             self._failed(error.code, str(error), error.hint)
             return
         except OSError as error:
             self._failed(125, f"{error.filename or 'start'}: {error.strerror}", "")
             return
-        finally:
-            for fd in pipes:
-                os.close(fd)
-        if terminal:
-            self.stdin = out_read = self.started.terminal
+        # They are closed one by one, here.
+        out, err, self.stdin = self.started.out, self.started.err, self.started.stdin
+        self.started.out = self.started.err = self.started.stdin = -1
+        if self.plan.process.terminal:
+            self.stdin = out = self.started.terminal
             self._resize()
-        else:
-            self.stdin = stdin_write
-        for fd, stream in ((out_read, "stdout"), (err_read, "stderr")):
+        for fd, stream in ((out, "stdout"), (err, "stderr")):
             if fd >= 0:
                 os.set_blocking(fd, False)
                 self.streams[fd] = stream

@@ -1,17 +1,15 @@
-"""A start that a supervisor is given, and how it gets to one that was forked before."""
+"""A start that a supervisor is given."""
 
 from __future__ import annotations
 
-import _socket
 import os
 
-from runtime import state
+from runtime import launch, state
 from runtime.channel import Channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
+    from runtime.launch import Started
     from runtime.plan import Plan
 
 
@@ -43,8 +41,9 @@ class Task:
         program: the seccomp filter of the command.
         joins: descriptors of namespaces to enter, by type; ``outer``: the user namespace above.
         held: descriptors to keep for the container's life: its lock, its part of the store.
-        first: told how the start went.
+        first: told how the start went; None: only ``attached`` is.
         transient: a container that cannot be started is removed.
+        begun: what has begun already.
     """
 
     def __init__(
@@ -55,65 +54,26 @@ class Task:
         program: bytes,
         joins: dict[str, int],
         held: list[int],
-        first: Channel,
-        attached: Attached | None,
         transient: bool,
+        begun: Started | None,
     ) -> None:
         self.container = container
         self.plan = plan
         self.program = program
         self.joins = joins
         self.held = held
-        self.first = first
-        self.attached = attached
+        self.first: Channel | None = None
+        self.attached: Attached | None = None
         self.transient = transient
-
-    def to_message(self) -> tuple[dict[str, Any], list[int]]:
-        """Plain data and descriptors, for a supervisor that was forked before."""
-        attached = self.attached
-        data = {
-            "root": self.container.root,
-            "id": self.container.id,
-            "plan": self.plan,
-            "program": self.program,
-            "held": len(self.held),
-            "attached": attached is not None,
-            "source": attached is not None and attached.source >= 0,
-            "joins": tuple(self.joins),
-        }
-        fds = [self.first.fd, *(attached.fds() if attached is not None else ()), *self.held]
-        return data, [*fds, *self.joins.values()]
-
-    @classmethod
-    def from_message(cls, data: dict[str, Any], fds: list[int]) -> Task:
-        """What ``to_message`` gave."""
-        rest = iter(fds)
-
-        def channel() -> Channel:
-            return Channel(_socket.socket(fileno=next(rest)))
-
-        first = channel()
-        attached = None
-        if data["attached"]:
-            words = channel()
-            source = next(rest) if data["source"] else -1
-            attached = Attached(words, source, next(rest), next(rest))
-        held = [next(rest) for _ in range(data["held"])]
-        return cls(
-            state.Container(data["root"], data["id"]),
-            data["plan"],
-            program=data["program"],
-            joins=dict(zip(data["joins"], rest, strict=True)),
-            held=held,
-            first=first,
-            attached=attached,
-            transient=True,
-        )
+        self.begun = begun
 
     def close(self) -> None:
         """Close what the supervisor has been given, here."""
         for fd in (*self.held, *self.joins.values()):
             os.close(fd)
-        self.first.close()
+        if self.begun is not None:
+            launch.abort(self.begun)
+        if self.first is not None:
+            self.first.close()
         if self.attached is not None:
             self.attached.close()

@@ -27,28 +27,14 @@ if TYPE_CHECKING:
 _MODULES = (
     "unionfs.types", "unionfs.sys.calls", "unionfs.layer", "unionfs.upper", "unionfs.union",
     "unionfs.ops", "unionfs.options", "unionfs.daemon", "unionfs.engine.wire",
-    "unionfs.engine.direct", "unionfs.engine.mounting",
+    "unionfs.engine.direct", "unionfs.engine.mounting", "cowstore.viewlayer",
 )  # fmt: skip
-#: What only unions over an image of the store need.
-_STORE = "cowstore.viewlayer"
 
 
 def load() -> None:
     """Import what serves a union, and put off what it may never need."""
     put_off("inspect", "json", "shutil", "socket", "subprocess", "traceback")
     for name in _MODULES:
-        __import__(name)
-
-
-def load_until(enough: Callable[[], bool]) -> None:
-    """As ``load``, and the store's part, before it is known whether any is needed.
-
-    ``enough`` is asked between modules; if it says yes, the rest is left to ``load``.
-    """
-    put_off("inspect", "json", "shutil", "socket", "subprocess", "traceback")
-    for name in (*_MODULES, _STORE):
-        if enough():
-            return
         try:
             __import__(name)
         except ImportError:

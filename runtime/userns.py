@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from runtime import facts, ids, launch
+from runtime import facts, ids, mapping
 from runtime.channel import pair, raise_if_error
 from runtime.sys import calls
 
@@ -55,7 +55,7 @@ def run_mapped(function: Callable[[], object], mode: str = "") -> None:
     try:
         message, _ = ours.receive()
         raise_if_error(message)
-        launch.map_outer(pid, plan, host.newuidmap, host.newgidmap)
+        mapping.finish(mapping.begin(pid, plan, host.newuidmap, host.newgidmap))
         os.write(write, b"m")
         message, _ = ours.receive()
         raise_if_error(message)

@@ -16,7 +16,7 @@ from unionfs.errors import UserError, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _AS_ENGINES = ("run", "create", "start", "exec", "attach", "restart")
 _HERE = ("run", "create", "start", "attach")
@@ -97,14 +97,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(words: list[str]) -> int:
     gc.disable()  # a command ends before it is worth it; what lives on enables it
+    if _command_of(words) != "run":
+        return _guarded(words, lambda: _dispatch(words))
+    from runtime import early
+
+    return _guarded(words, lambda: early.part(lambda: _guarded(words, lambda: _dispatch(words))))
+
+
+def _guarded(words: list[str], work: Callable[[], int]) -> int:
+    """The exit code of ``work``; its errors are shown."""
     command = _command_of(words)
     failed = 125 if command in _AS_ENGINES else 1
-    if words[:1] == ["run"] and not {"--dry-run", "--help"} & set(words):
-        from runtime import early
-
-        early.begin("single" in words or "--userns=single" in words)
     try:
-        code = _dispatch(words)
+        code = work()
         sys.stdout.flush()
         return code
     except RunError as error:
@@ -116,8 +121,8 @@ def _main(words: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0  # who reads has seen enough
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:
+        return 128 + (error.args[0] if error.args else 2)
     except OSError as error:
         if "--debug" in words:
             raise

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import console, jsonio, lifecycle, state
+from runtime import console, early, jsonio, lifecycle, state
+from runtime.channel import pair
 from runtime.errors import RunError
 from runtime.request import RunRequest, stored_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
     from runtime.channel import Channel
     from runtime.plan import Plan
@@ -45,27 +46,61 @@ def show_plan(plan: Plan, as_json: bool) -> int:
 
 
 def run(values: dict[str, Any], rest: list[str], root: str) -> int:
-    """``pyrun run``: the command's exit status."""
+    """``pyrun run``, in the process that becomes the supervisor; see ``early``."""
     request = request_from(values, rest)
     if request.dry_run:
         return show_plan(lifecycle.dry_run(request, root), request.json)
-    made = lifecycle.create(request, root, fleeting=request.rm)
+    made = lifecycle.create(request, root, fleeting=request.rm, waiting=early.waiting())
     try:
         _write_id(request, made.container)
+        if request.rootfs == "/" and not request.detach and os.isatty(2):
+            sys.stderr.write(
+                "pyrun: on this host's own root:"
+                " changes are kept apart; other mounts are left out\n"
+            )
+        _supervise(request, made)
     except BaseException:
         made.take_back()
         raise
-    if request.rootfs == "/" and not request.detach and os.isatty(2):
-        sys.stderr.write(
-            "pyrun: on this host's own root: changes are kept apart; other mounts are left out\n"
-        )
-    if request.detach:
-        return _run_detached(made)
+
+
+def _supervise(request: RunRequest, made: lifecycle.Created) -> NoReturn:
+    """Be the container's supervisor; what comes of it is told to who called."""
+    from runtime import supervision
+
+    task = lifecycle.task_for(made.container, made.plan, made, transient=True)
     try:
-        return _run_here(request, made)
-    except console.Detached:
-        sys.stderr.write("\r\n")
-        return 0
+        caller = early.become_supervisor()
+        if request.detach:
+            task.first = caller
+        else:
+            task.attached = _attach(request, caller)
+    except BaseException:
+        task.close()
+        raise
+    sys.stdout.flush()
+    sys.stderr.flush()
+    supervision.run(task)
+
+
+def _attach(request: RunRequest, caller: Channel) -> Attached:
+    from runtime.task import Attached
+
+    wanted = {word.lower().removeprefix("std") for word in request.attach} or {"in", "out", "err"}
+    ours, theirs = console.pipes(request.interactive and "in" in wanted)
+    try:
+        kept = [
+            fd if name in wanted else -1
+            for fd, name in zip(ours, ("in", "out", "err"), strict=True)
+        ]  # the supervisor drops what nobody reads
+        console.invite(
+            caller, kept, tty=request.tty, keys=request.detach_keys, signals=request.sig_proxy
+        )
+    finally:
+        for fd in ours:
+            if fd >= 0:
+                os.close(fd)
+    return Attached(caller, *theirs)
 
 
 def _write_id(request: RunRequest, container: state.Container) -> None:
@@ -77,47 +112,6 @@ def _write_id(request: RunRequest, container: state.Container) -> None:
             raise RunError(f"--cidfile {request.cidfile}: {error.strerror}") from None
         os.write(fd, container.id.encode())
         os.close(fd)
-
-
-def _supervise(made: lifecycle.Created, attached: Attached | None) -> Channel:
-    try:
-        return lifecycle.supervise(
-            made.container, made.plan, attached, held=made.held, transient=True
-        )
-    except BaseException:
-        made.held = []
-        made.take_back()
-        raise
-
-
-def _run_detached(made: lifecycle.Created) -> int:
-    lifecycle.wait_started(_supervise(made, None))
-    sys.stdout.write(f"{made.container.id}\n")
-    return 0
-
-
-def _run_here(request: RunRequest, made: lifecycle.Created) -> int:
-    wanted = {word.lower() for word in request.attach} or {"stdin", "stdout", "stderr"}
-    ours, theirs = lifecycle.streams(request.interactive and "stdin" in wanted)
-    _supervise(made, theirs).close()
-    for name in {"out", "err"} - {word.removeprefix("std") for word in wanted}:
-        os.close(getattr(ours, name))  # the supervisor drops what nobody reads
-        setattr(ours, name, -1)
-    console.proxy(ours.channel, tty=request.tty, signals=request.sig_proxy)
-    told = ours.relay(console.parse_keys(request.detach_keys), request.tty)
-    return report_end(told)
-
-
-def report_end(told: dict[str, Any]) -> int:
-    """The exit status that a supervisor told.
-
-    Raises:
-        RunError: it ended by an error of ours.
-    """
-    code = int(told.get("exit", told.get("code", 125)))
-    if told.get("error"):
-        raise RunError(str(told["error"]), str(told.get("hint", "")), code or 125)
-    return code
 
 
 def create(values: dict[str, Any], rest: list[str], root: str) -> int:
@@ -164,14 +158,18 @@ def start_one(
     request = stored_request(container)
     plan = lifecycle.replan(container, root)
     if not attach_to:
-        lifecycle.wait_started(lifecycle.supervise(container, plan, None))
+        console.wait_started(lifecycle.supervise(container, plan, None))
         return 0
-    ours, theirs = lifecycle.streams(bool(values.get("interactive")))
-    lifecycle.supervise(container, plan, theirs).close()
-    console.proxy(ours.channel, tty=request.tty, signals=True)
+    from runtime.task import Attached
+
+    channel, supervisors = pair()
+    ours, theirs = console.pipes(bool(values.get("interactive")))
+    lifecycle.supervise(container, plan, Attached(supervisors, *theirs)).close()
+    console.proxy(channel, tty=request.tty, signals=True)
     try:
         keys = console.parse_keys(values.get("detach_keys", request.detach_keys))
-        return report_end(ours.relay(keys, request.tty))
+        told = console.Attachment(channel, *ours).relay(keys, request.tty)
+        return console.report_end(told)
     except console.Detached:
         return 0
 
@@ -196,10 +194,10 @@ def attach(values: dict[str, Any], rest: list[str], root: str) -> int:
         raise RunError(str(answer["error"]))
     tty = bool(answer["tty"])
     console.proxy(channel, tty=tty, signals=values.get("sig_proxy", True))
-    ours = lifecycle.Attachment(channel, pipes[0][1] if stdin else -1, pipes[1][0], pipes[2][0])
+    ours = console.Attachment(channel, pipes[0][1] if stdin else -1, pipes[1][0], pipes[2][0])
     try:
         keys = console.parse_keys(values.get("detach_keys", "ctrl-p,ctrl-q"))
-        return report_end(ours.relay(keys, tty))
+        return console.report_end(ours.relay(keys, tty))
     except console.Detached:
         sys.stderr.write("\r\n")
         return 0
