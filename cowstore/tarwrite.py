@@ -6,6 +6,7 @@ keys for extended attributes are those of image-spec layer.md.
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
 from typing import Final
@@ -161,3 +162,13 @@ def _block(
     block = _HEADER.pack(*fields)
     fields[6] = b"%06o\0 " % sum(block)
     return _HEADER.pack(*fields)
+
+
+def file_member(name: str, size: int) -> bytes:
+    """The header of an ordinary file."""
+    return header(Entry(os.fsencode(name), stat.S_IFREG, 0o644, size=size))
+
+
+def small_member(name: str, data: bytes) -> bytes:
+    """An ordinary file, whole."""
+    return file_member(name, len(data)) + data + padding(len(data))

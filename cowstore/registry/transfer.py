@@ -18,10 +18,10 @@ from cowstore import digest as digests
 from cowstore import oci
 from cowstore.collect import RESUME
 from cowstore.errors import Refused, StoreError
-from cowstore.exporter import Outgoing, package, package_index
 from cowstore.layers import LayerSource
 from cowstore.layout import Layout
 from cowstore.locks import Lock
+from cowstore.outgoing import Outgoing, package, package_index
 from cowstore.reference import local_name, name_for
 from cowstore.registry.client import Answered, Lost, Registry, again
 from cowstore.registry.upload import upload

@@ -13,7 +13,7 @@ from urllib.parse import quote, urljoin
 from urllib3 import BaseHTTPResponse
 
 from cowstore.errors import Damaged, NotFound, StoreError
-from cowstore.exporter import Outgoing
+from cowstore.outgoing import Outgoing
 from cowstore.registry.client import Answered, Lost, Registry, again
 from cowstore.types import Progress
 

@@ -70,6 +70,16 @@ def test_layers_can_be_compressed_anew(
         assert (again.id == image.id) == (kind == "gzip")
 
 
+def test_an_export_to_a_registry_is_compressed_as_told(
+    store: Store, add: AddImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tar(TREE), name="x")
+    told: list[str] = []
+    monkeypatch.setattr(store, "push", lambda *_, **more: told.append(more["compression"]))
+    store.export_image("x", "docker://registry.example/x:1", compression="zstd")
+    assert told == ["zstd"]
+
+
 def test_a_dropped_blob_is_made_anew(tmp_path: Path) -> None:
     oci_layout(tmp_path / "in", [tar(TREE)])
     with Store(tmp_path / "s", durability="none", blobs="drop").open() as store:
