@@ -14,8 +14,11 @@ from unionfs.errors import UserError, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Sequence
     from typing import Final
+else:
+    import _signal as signal  # without its enumerations
 
 
 class Arguments:
@@ -124,9 +127,16 @@ def program() -> None:
     """The command as a process: what is left of it, the kernel clears away faster than Python."""
     if sys.stdout is None or sys.stderr is None or sys.stdin is None:
         _open_standard()
+    _take_interrupts()
     code = main()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _take_interrupts() -> None:
+    """Ctrl-C is caught from here on: what starts us may have left it to the kernel so far."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _open_standard() -> None:
