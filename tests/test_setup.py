@@ -22,7 +22,7 @@ from tests.layers import Layers
 from unionfs import options as mount_options
 from unionfs.cli import setup
 from unionfs.cli.completion import MOUNT_WORDS, completion, describe
-from unionfs.cli.main import helper_parser, make_parser, program_parser
+from unionfs.cli.parser import helper_parser, make_parser, program_parser
 from unionfs.errors import UserError
 
 MANUALS = ROOT / "docs" / "man"

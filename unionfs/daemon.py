@@ -7,6 +7,7 @@ request has been answered.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import sys
@@ -220,6 +221,8 @@ class Daemon:
             signal.signal(number, lambda signum, _frame: wanted.append(signum))
         self.engine.on_done = lambda: _wake(wake_write)  # type: ignore[attr-defined]
         self.union.fds.on_dead = lambda: _wake(wake_write)
+        gc.freeze()  # modules are not looked through again and again
+        gc.enable()
         self.engine.start()
         while not self.engine.ready.wait(0.05):
             if self.engine.done.is_set():
