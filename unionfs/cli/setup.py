@@ -20,7 +20,10 @@ from unionfs.errors import UserError
 
 HELPER = "sbin/mount.fuse.pyunion"
 _MARK = "# Made by: pyunion setup mount"
-_CALL = "import sys; {path}from unionfs.cli.main import mount_helper; sys.exit(mount_helper())"
+_CALL = (
+    "import sys; {path}from unionfs import codecache; codecache.use();"
+    " from unionfs.cli.main import mount_helper; sys.exit(mount_helper())"
+)
 
 
 def script() -> str:
