@@ -26,7 +26,7 @@ def view_path(store: Store, diff_ids: Sequence[str], chain: str) -> str:
 
         data = build(store.merged(diff_ids), chain)
         with open(draft, "wb") as file:
-            file.write(data)
+            file.writelines(data)
             if store.durable:
                 file.flush()
                 os.fdatasync(file.fileno())

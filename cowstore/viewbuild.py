@@ -6,7 +6,7 @@ import os
 import stat
 from array import array
 from hashlib import sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cowstore import viewformat as form
 from cowstore.merge import Node
@@ -14,17 +14,21 @@ from cowstore.viewhash import cookie_of
 from unionfs import formats
 from unionfs.types import encode_rdev
 
+if TYPE_CHECKING:
+    Buffer = bytes | memoryview
+
 _BLOCK: Final = 4096
 _ALIGN: Final = 8
 
 
 class _Builder:
-    """Collects the sections."""
+    """Collects the sections; what is not of the file is kept for files with several names only."""
 
     def __init__(self, tag: int) -> None:
         self.base = form.INO_BIT | tag << 32
         self.tag = tag
         self.nodes: list[Node] = []
+        self.inodes = bytearray()
         self.cookies = array("Q")
         self.child = array("I")
         self.parent = array("I")
@@ -34,70 +38,53 @@ class _Builder:
         self.plain = bytearray()
         self.objects: dict[str, int] = {}
         self.strings = bytearray()
-        self.first: dict[int, tuple[int, int]] = {}
-        self.above: dict[int, int] = {}
-        self.names: dict[int, list[int]] = {}
-        self.attrs: dict[int, tuple[int, ...]] = {}
+        self.links: dict[int, array[int]] = {}
         self.packed: dict[tuple[tuple[bytes, bytes], ...], tuple[int, int]] = {}
 
     def number(self, node: Node) -> int:
         """The inode index of a node; ``node.number`` keeps it, from one up."""
         if not node.number:
+            self.inodes += _attr(node, self.base + len(self.nodes)).ljust(form.INODE_SIZE, b"\0")
             self.nodes.append(node)
             node.number = len(self.nodes)
         return node.number - 1
-
-    def attr(self, index: int, node: Node) -> tuple[int, ...]:
-        """``struct fuse_attr``, field by field."""
-        known = self.attrs.get(index)
-        if known is not None:
-            return known
-        entry = node.entry
-        kind = stat.S_IFDIR if node.children is not None else entry.kind
-        size, blocks, rdev = entry.size, 0, 0
-        if kind == stat.S_IFDIR:
-            size, blocks = _BLOCK, _BLOCK >> 9
-        elif kind == stat.S_IFLNK:
-            size = len(entry.target)
-        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
-            rdev = encode_rdev(os.makedev(entry.major, entry.minor))
-        elif kind == stat.S_IFREG:
-            data = entry.payload if entry.sparse else size
-            blocks = -(-data // _BLOCK) * (_BLOCK >> 9)
-        seconds, nanos = entry.mtime, entry.mtime_ns
-        found = self.attrs[index] = (
-            self.base + index, size, blocks, seconds, seconds, seconds, nanos, nanos, nanos,
-            kind | entry.mode, node.nlink, entry.uid, entry.gid, rdev, _BLOCK, 0,
-        )  # fmt: skip
-        return found
 
     def directory(self, index: int, node: Node) -> None:
         """Lay down the names of one directory."""
         assert node.children is not None
         order = sorted((cookie_of(name), name) for name in node.children)
-        self.first[index] = (len(self.cookies), len(order))
-        forever = form.FOREVER
+        self.tell(index, form.REST_FIRST, len(self.cookies))
+        self.tell(index, form.REST_COUNT, len(order))
         for cookie, name in order:
             child = node.children[name]
+            fresh = not child.number
             number = self.number(child)
-            if child.children is not None:
-                self.above[number] = index
             at = len(self.cookies)
-            self.names.setdefault(number, []).append(at)
-            attr = self.attr(number, child)
-            ino, kind = attr[0], attr[9] >> 12
+            if fresh:
+                self.tell(number, form.REST_NAME, at)
+            if child.children is not None:
+                self.tell(number, form.REST_ABOVE, index)
+            elif child.nlink > 1:
+                self.links.setdefault(number, array("I")).append(at)
             self.cookies.append(cookie)
             self.child.append(number)
             self.parent.append(index)
-            length = len(name)
-            pad = bytes(-length % _ALIGN)
-            self.plus += form.PLUS.pack(
-                ino, 0, forever, forever, 0, 0, *attr, ino, cookie, length, kind
-            )
-            self.plus += name + pad
+            ino, length = self.base + number, len(name)
+            kind = stat.S_IFDIR if child.children is not None else child.entry.kind
+            plain = form.PLAIN.pack(ino, cookie, length, kind >> 12) + name
+            plain += bytes(-length % _ALIGN)
+            place = number * form.INODE_SIZE
+            self.plus += form.PLUS_ENTRY.pack(ino, 0, form.FOREVER, form.FOREVER, 0, 0)
+            self.plus += self.inodes[place : place + form.ATTR.size]
+            self.plus += plain
             self.plus_ends.append(len(self.plus))
-            self.plain += form.PLAIN.pack(ino, cookie, length, kind) + name + pad
+            self.plain += plain
             self.plain_ends.append(len(self.plain))
+
+    def tell(self, index: int, field: int, value: int) -> None:
+        """Set a field of ``INODE_REST``."""
+        at = index * form.INODE_SIZE + form.ATTR.size + 4 * field
+        self.inodes[at : at + 4] = value.to_bytes(4, "little")
 
     def add_string(self, data: bytes) -> int:
         """Where some bytes are in ``strings``."""
@@ -105,29 +92,30 @@ class _Builder:
         self.strings += data
         return at
 
-    def inodes(self) -> bytes:
-        """The section of all inodes; strings grow with it."""
-        parts = []
+    def contents(self) -> None:
+        """What files, symlinks and attributes hold; ``strings`` opens with names of objects."""
+        for node in self.nodes:
+            if node.entry.object and node.children is None:
+                self.objects.setdefault(node.entry.object, len(self.objects))
+        for name in self.objects:
+            self.strings += name.encode().ljust(form.NAME_BYTES, b"\0")
         for index, node in enumerate(self.nodes):
             entry = node.entry
-            first, count, links = form.NONE, 0, 0
-            if node.children is not None:
-                first, count = self.first[index]
-            elif entry.kind == stat.S_IFLNK:
-                first, count = self.add_string(entry.target), len(entry.target)
-            elif entry.object:
-                first = self.objects[entry.object]
-            names = self.names.get(index, [0])
-            if node.children is None and len(names) > 1:
-                self.strings += bytes(-len(self.strings) % 4)
-                links = self.add_string(array("I", names).tobytes())
-            where, length = self.xattrs(entry.xattrs)
-            above = self.above.get(index, 0)
-            rest = form.INODE_REST.pack(first, count, where, length, names[0], links, above, 0)
-            parts.append(
-                (form.ATTR.pack(*self.attr(index, node)) + rest).ljust(form.INODE_SIZE, b"\0")
-            )
-        return b"".join(parts)
+            if node.children is None:
+                first = form.NONE
+                if entry.kind == stat.S_IFLNK:
+                    first = self.add_string(entry.target)
+                    self.tell(index, form.REST_COUNT, len(entry.target))
+                elif entry.object:
+                    first = self.objects[entry.object]
+                self.tell(index, form.REST_FIRST, first)
+                if index in self.links:
+                    self.strings += bytes(-len(self.strings) % 4)
+                    self.tell(index, form.REST_LINKS, self.add_string(self.links[index].tobytes()))
+            if entry.xattrs:
+                where, length = self.xattrs(entry.xattrs)
+                self.tell(index, form.REST_XATTRS, where)
+                self.tell(index, form.REST_LENGTH, length)
 
     def xattrs(self, xattrs: tuple[tuple[bytes, bytes], ...]) -> tuple[int, int]:
         """Where the attributes are; equal sets are kept once.
@@ -143,17 +131,30 @@ class _Builder:
             place = self.packed[xattrs] = (self.add_string(data), len(data))
         return place
 
-    def take_objects(self) -> None:
-        """Number the content objects; their names open ``strings``."""
-        for node in self.nodes:
-            if node.entry.object and node.children is None:
-                self.objects.setdefault(node.entry.object, len(self.objects))
-        for name in self.objects:
-            self.strings += name.encode().ljust(form.NAME_BYTES, b"\0")
+
+def _attr(node: Node, ino: int) -> bytes:
+    """``struct fuse_attr``."""
+    entry = node.entry
+    kind = stat.S_IFDIR if node.children is not None else entry.kind
+    size, blocks, rdev = entry.size, 0, 0
+    if kind == stat.S_IFDIR:
+        size, blocks = _BLOCK, _BLOCK >> 9
+    elif kind == stat.S_IFLNK:
+        size = len(entry.target)
+    elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+        rdev = encode_rdev(os.makedev(entry.major, entry.minor))
+    elif kind == stat.S_IFREG:
+        data = entry.payload if entry.sparse else size
+        blocks = -(-data // _BLOCK) * (_BLOCK >> 9)
+    seconds, nanos = entry.mtime, entry.mtime_ns
+    return form.ATTR.pack(
+        ino, size, blocks, seconds, seconds, seconds, nanos, nanos, nanos, kind | entry.mode,
+        node.nlink, entry.uid, entry.gid, rdev, _BLOCK, 0,
+    )  # fmt: skip
 
 
-def build(root: Node, chain_id: str) -> bytes:
-    """The bytes of an index.
+def build(root: Node, chain_id: str) -> list[Buffer]:
+    """The bytes of an index, in pieces.
 
     Raises:
         OverflowError: more than four gigabytes of names.
@@ -167,29 +168,22 @@ def build(root: Node, chain_id: str) -> bytes:
         if node.children is not None:
             builder.directory(index, node)
         index += 1
-    builder.take_objects()
-    inodes = builder.inodes()
-    sections = [
-        inodes,
-        builder.cookies.tobytes(),
-        builder.child.tobytes(),
-        builder.parent.tobytes(),
-        builder.plus_ends.tobytes(),
-        builder.plain_ends.tobytes(),
-        bytes(builder.plus),
-        bytes(builder.plain),
-        bytes(builder.strings),
-    ]
+    builder.contents()
     for node in builder.nodes:
         node.number = 0
-    return _file(builder, sections)
+    return _file(builder)
 
 
-def _file(builder: _Builder, sections: list[bytes]) -> bytes:
+def _file(builder: _Builder) -> list[Buffer]:
+    sections: list[bytearray | array[int]] = [
+        builder.inodes, builder.cookies, builder.child, builder.parent, builder.plus_ends,
+        builder.plain_ends, builder.plus, builder.plain, builder.strings,
+    ]  # fmt: skip
     places = []
     at = form.HEADER.size
-    parts = []
-    for data in sections:
+    parts: list[Buffer] = []
+    for section in sections:
+        data = memoryview(section).cast("B")
         pad = bytes(-at % _ALIGN)
         at += len(pad)
         places.append(at)
@@ -200,5 +194,7 @@ def _file(builder: _Builder, sections: list[bytes]) -> bytes:
         form.MAGIC, bytes(32), builder.tag, len(builder.nodes), len(builder.cookies),
         len(builder.objects), 0, *places,
     )  # fmt: skip
-    body = head[40:] + b"".join(parts)
-    return form.MAGIC + sha256(body).digest() + body
+    hashed = sha256(head[40:])
+    for part in parts:
+        hashed.update(part)
+    return [form.MAGIC, hashed.digest(), head[40:], *parts]

@@ -52,7 +52,10 @@ ATTR: Final = struct.Struct("<QQQqqqIIIIIIIIII")
 #: directory, the inode above it. flags: see below.
 INODE_REST: Final = struct.Struct("<IIIIIIII")
 INODE_SIZE: Final = 128
-PLUS: Final = struct.Struct("<QQQQII" + "QQQqqqIIIIIIIIII" + "QQII")
+#: Which of those is which.
+REST_FIRST, REST_COUNT, REST_XATTRS, REST_LENGTH, REST_NAME, REST_LINKS, REST_ABOVE = range(7)
+#: A record of ``plus``: this, the inode's ``struct fuse_attr``, and a record of ``plain``.
+PLUS_ENTRY: Final = struct.Struct("<QQQQII")
 PLAIN: Final = struct.Struct("<QQII")
 #: Where in such a record is what a union may show otherwise: until when it is valid (seconds of
 #: name and attributes, then nanoseconds of both), and the owner.

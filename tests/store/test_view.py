@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,9 @@ def test_prepared_listings_are_whole_whatever_their_pieces(
     assert sorted(n for n, _, _ in many.sub.scan()) == sorted(names)
 
 
+_PLUS = struct.Struct("<QQQQII" + "QQQqqqIIIIIIIIII" + "QQII")  # fuse_direntplus
+
+
 def test_prepared_records_carry_the_attributes(layer: ViewLayer) -> None:
     assert layer.root.prepared is not None
     data = layer.root.prepared.plus(0, 1 << 20)
@@ -156,12 +160,12 @@ def test_prepared_records_carry_the_attributes(layer: ViewLayer) -> None:
     at = 0
     seen = 0
     while at < len(data):
-        fields = form.PLUS.unpack_from(data, at)
+        fields = _PLUS.unpack_from(data, at)
         attr = fields[6:22]
         index = fields[0] - layer.base
         assert attr == view.attr(index) and fields[2:4] == (form.FOREVER, form.FOREVER)
         assert fields[22] == fields[0] and fields[25] == attr[9] >> 12
-        at += form.PLUS.size + fields[24] + (-fields[24] % 8)
+        at += _PLUS.size + fields[24] + (-fields[24] % 8)
         seen += 1
     data.release()
     assert seen == 9
