@@ -30,12 +30,15 @@ else:
         """What typing offers to type checkers alone."""
         return lambda cls: cls
 
+    _new = tuple.__new__
+
     class _RowType(type):
         def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
             """A tuple's subclass with a getter for each annotation."""
             fields = tuple(body.get("__annotations__", ()))
             body["_defaults"] = tuple(body[field] for field in fields if field in body)
             body["_fields"] = body["__match_args__"] = fields
+            body["_count"] = len(fields)
             body["__slots__"] = ()
             for place, field in enumerate(fields):
                 body[field] = _field(place, None)
@@ -45,7 +48,9 @@ else:
         """A tuple with named fields; ``TypeError`` if one is missing or too many."""
 
         def __new__(cls, *values: Any, **named: Any) -> Self:
-            count = len(cls._fields)
+            count = cls._count
+            if not named and len(values) == count:
+                return _new(cls, values)
             if named:
                 values += tuple(
                     named.pop(field) if field in named else cls._default(place)
@@ -56,7 +61,7 @@ else:
                 values += tuple(cls._default(place) for place in range(len(values), count))
             if named or len(values) != count:
                 raise TypeError(f"{cls.__name__}: takes {', '.join(cls._fields)}")
-            return tuple.__new__(cls, values)
+            return _new(cls, values)
 
         @classmethod
         def _default(cls, place: int) -> Any:
