@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cowstore import Store, StoreError, quota
+from cowstore.fsck import check
 from cowstore.project import project_of
 from tests.store.archives import M, tar
 from tests.store.commands import cowstore, ok
-from tests.store.conftest import AddImage
 
 
 @pytest.mark.parametrize(
@@ -47,25 +52,104 @@ def test_where_there_are_none_it_is_told_and_nothing_is_made(tmp_path: Path) -> 
     assert ok(tmp_path / "s", "snapshot", "list", "-q", "--json") == "[]\n"
 
 
-def test_a_quota_bounds_what_a_snapshot_takes(store: Store, add: AddImage) -> None:
-    if not _has_quotas(Path(store.layout.root)):
+@pytest.fixture
+def bounded(tmp_path: Path) -> Iterator[Path]:
+    """A place for a store on a filesystem with project quotas, made in a file if need be."""
+    if _has_quotas(tmp_path):
+        yield tmp_path
+        return
+    if os.geteuid() or not shutil.which("mkfs.ext4"):
         pytest.skip("needs a filesystem with project quotas")
-    image = add(tar([M("a")]))
-    one = store.snapshot_create(image, "one", quota=1 << 20)
-    bound = quota.usage(one.place)
-    assert bound is not None and bound.limit == 1 << 20
-    (one.upper / "kept").write_bytes(b"1" * 4096)
-    clone = store.snapshot_clone("one", "two")
-    theirs = project_of(clone.place)
-    assert theirs not in (0, project_of(store.snapshot("one").place))
+    image, place = tmp_path / "image", tmp_path / "mnt"
+    place.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "project,quota", image], check=True)
+    options = ["-o", "loop,prjquota"]
+    if subprocess.run(["mount", *options, image, place], capture_output=True).returncode:
+        pytest.skip("needs a filesystem with project quotas")  # or a kernel, or loop devices
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def _fill(path: Path, size: int) -> int:
+    """The error that stops who writes so much, 0: none; in a process of its own."""
     pid = os.fork()
     if not pid:
         quota.obey()
         try:
-            (clone.upper / "big").write_bytes(b"1" * (2 << 20))
+            path.write_bytes(b"1" * size)
         except OSError as error:
             os._exit(error.errno or 1)
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (28, 122)  # ENOSPC, EDQUOT
-    for name in ("one", "two"):
-        store.snapshot_remove(name)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def test_a_quota_bounds_what_a_snapshot_takes(bounded: Path) -> None:
+    with Store(bounded / "s").open() as store:
+        (bounded / "x.tar").write_bytes(tar([M("a", b"1" * 100_000)]))
+        image = store.import_image(f"rootfs:{bounded}/x.tar", "img")
+        one = store.snapshot_create(image, "one", quota=1 << 20)
+        bound = quota.usage(one.place)
+        assert bound is not None and bound.limit == 1 << 20
+        (one.upper / "kept").write_bytes(b"1" * 4096)
+        clone = store.snapshot_clone("one", "two")
+        theirs = project_of(clone.place)
+        assert theirs not in (0, project_of(store.snapshot("one").place))
+        assert _fill(clone.upper / "big", 2 << 20) in _FULL
+        assert _fill(store.snapshot("one").upper / "less", 1 << 19) == 0
+        free = store.snapshot_create(image, "free")
+        assert project_of(free.place) == 0 and _fill(free.upper / "big", 2 << 20) == 0
+        for name in ("one", "two", "free"):
+            store.snapshot_remove(name)
+        fd = os.open(bounded, os.O_RDONLY)
+        try:
+            assert quota._get(fd, theirs).limit == 0, "nobody has that project any more"
+        finally:
+            os.close(fd)
+        assert check(store, full=True) == []
+
+
+def test_a_union_obeys_the_quota_of_its_snapshot(bounded: Path) -> None:
+    """As root too, to whom ext4 gives more than the limit."""
+    (bounded / "x.tar").write_bytes(tar([M("a", b"1" * 100_000)]))
+    root, mnt = bounded / "s", bounded / "m"
+    mnt.mkdir()
+    ok(root, "import", f"rootfs:{bounded}/x.tar", "img")
+    ok(root, "snapshot", "create", "img", "--id", "one", "--quota", "1M")
+    ok(root, "mount", "one", str(mnt))
+    try:
+        (mnt / "small").write_bytes(b"1" * 500_000)
+        with pytest.raises(OSError) as told:
+            (mnt / "large").write_bytes(b"1" * (2 << 20))
+        assert told.value.errno in _FULL
+        (mnt / "large").unlink()
+        (mnt / "again").write_bytes(b"1" * 200_000)
+        assert os.statvfs(mnt).f_blocks * os.statvfs(mnt).f_frsize <= 1 << 20, "df tells the quota"
+    finally:
+        subprocess.run(["umount", mnt], check=True)
+    told_of = json.loads(ok(root, "inspect", "one"))
+    assert told_of["quota"]["limit"] == 1 << 20 and told_of["quota"]["used"] >= 700_000
+
+
+def test_a_project_of_the_store_is_not_a_snapshots(bounded: Path) -> None:
+    """Whoever bounds the directory above keeps that bound when a snapshot goes."""
+    place = bounded / "project"
+    for name in ("upper", "work"):  # what a snapshot's has
+        (place / name).mkdir(parents=True)
+    theirs = quota.limit(str(place), 8 << 20)
+    with Store(place / "s").open() as store:
+        (place / "x.tar").write_bytes(tar([M("a", b"1")]))
+        snap = store.snapshot_create(store.import_image(f"rootfs:{place}/x.tar", "img"), "one")
+        assert project_of(snap.place) == 0 and quota.usage(snap.place) is None
+        store.snapshot_remove("one")
+        fd = os.open(place, os.O_RDONLY)
+        try:
+            assert quota._get(fd, theirs).limit == 8 << 20
+        finally:
+            os.close(fd)
