@@ -193,14 +193,16 @@ def _container(
             calls.sethostname(os.fsencode(plan.namespaces.hostname))
         if plan.namespaces.domainname:
             calls.setdomainname(os.fsencode(plan.namespaces.domainname))
+        calls.unshare(calls.CLONE_NEWNS)
+        calls.mount(b"none", b"/", b"", calls.MS_REC | calls.MS_PRIVATE, b"")
+        _hand_over_namespaces(status, "time" in plan.namespaces.new)
+        if "network" in plan.namespaces.new:
+            _loopback_up()
+        rootfs.make_mounts(plan, trees)
         message, fds = tree_from.receive()
         if message != b"T" or len(fds) != 1:
             os._exit(125)  # the other side has told why
-        calls.unshare(calls.CLONE_NEWNS)
-        _hand_over_namespaces(status, "time" in plan.namespaces.new)
         root = _attach_root(fds[0], plan.root.kind == "union")
-        if "network" in plan.namespaces.new:
-            _loopback_up()
         forget_imports()
         rootfs.mount_all(root, plan, trees)
         _make_directory(root, plan)
@@ -249,7 +251,6 @@ def _attach_root(tree: int, union: bool) -> rootfs.Root:
     Of a union it is the second root: the kernel caches no ACL of the first, so that every path of
     those who do not own it would cost a message (docs/concurrency.md of the union).
     """
-    calls.mount(b"none", b"/", b"", calls.MS_REC | calls.MS_PRIVATE, b"")
     for place in _PLACES:
         try:
             target = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

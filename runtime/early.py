@@ -84,7 +84,10 @@ def _work(work: Callable[[], int], caller: Channel, called: int) -> NoReturn:
         _on(number, _leave)
     code = 128 + signal.SIGTERM
     try:
-        from runtime import launch
+        import fcntl  # noqa: F401  (what both processes need is imported once)
+        import select  # noqa: F401
+
+        from runtime import launch, plan  # noqa: F401
         from runtime.sys import calls
 
         _waiting = launch.spawn(own=True)

@@ -13,6 +13,7 @@ from runtime import child, init
 from runtime.channel import Channel, pair, raise_if_error
 from runtime.errors import RunError
 from runtime.lean import signal
+from runtime.status import exit_code, failure_of
 from runtime.sys import calls, trampoline
 
 TYPE_CHECKING = False
@@ -48,7 +49,7 @@ class Entered:
 
     def wait(self) -> int:
         """Its exit status."""
-        return init.exit_code(os.waitpid(self.joiner, 0)[1])
+        return exit_code(os.waitpid(self.joiner, 0)[1])
 
 
 def start(
@@ -94,7 +95,7 @@ def start(
             else:
                 break
         told = os.read(report, 16)
-        failure = init.failure(told, plan.args[0])
+        failure = failure_of(told, plan.args[0])
         if failure is not None:
             raise RunError(failure[0], code=failure[1])
         os.set_blocking(ours.fd, False)
@@ -167,7 +168,7 @@ def _join(
         if detach:
             os._exit(0)
         os.closerange(0, 1 << 30)
-        os._exit(init.exit_code(os.waitpid(pid, 0)[1]) & 0xFF)
+        os._exit(exit_code(os.waitpid(pid, 0)[1]) & 0xFF)
     except BaseException as error:
         status.send_error(error)
         os._exit(125)

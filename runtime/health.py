@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from runtime import init, state
+from runtime import state
 from runtime.errors import RunError
+from runtime.status import exit_code
 from runtime.values import duration, integer
 
 TYPE_CHECKING = False
@@ -101,7 +102,7 @@ class Health:
         if pid != self.checker or self.supervisor is None:
             return
         self.checker = 0
-        code = init.exit_code(status)
+        code = exit_code(status)
         try:
             said = os.read(self.output, _MAX_OUTPUT).decode(errors="replace")
         except OSError:

@@ -7,12 +7,11 @@ host but its channel, and gives the command's exit status as its own.
 from __future__ import annotations
 
 import os
-import struct
 
 from runtime import process as last_steps
 from runtime.channel import Channel
 from runtime.lean import signal
-from runtime.process import explain
+from runtime.status import exit_code
 from runtime.sys import calls
 
 TYPE_CHECKING = False
@@ -122,18 +121,3 @@ def _reap(child: int) -> int | None:
             return code
         if pid == child:
             code = exit_code(status)
-
-
-def exit_code(status: int) -> int:
-    """wait(2)'s status as a shell gives it: 128 + signal for a death by signal."""
-    if os.WIFSIGNALED(status):
-        return 128 + os.WTERMSIG(status)
-    return os.WEXITSTATUS(status)
-
-
-def failure(report: bytes, name: str) -> tuple[str, int] | None:
-    """What the trampoline told: a message and exit status, None if the command was executed."""
-    if len(report) != 8:
-        return None
-    (number,) = struct.unpack("=q", report)
-    return explain(number, name)

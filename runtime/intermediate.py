@@ -26,6 +26,8 @@ def wait(channel: Channel, own: bool) -> NoReturn:
     """Be that process; ``own``: in a user namespace of its own, see ``launch.Intermediate``."""
     try:
         _prepare(channel, own)
+        stage, to_stage = _fork_stage()
+        union.load()
     except BaseException as error:
         channel.send_error(error)
         os._exit(125)
@@ -33,7 +35,7 @@ def wait(channel: Channel, own: bool) -> NoReturn:
     if not message:
         os._exit(0)
     channel.close()
-    _carry_out(unpack(message), fds)
+    _serve(message, fds, stage, to_stage)
 
 
 def _prepare(channel: Channel, own: bool) -> None:
@@ -50,7 +52,6 @@ def _prepare(channel: Channel, own: bool) -> None:
     if own:
         _unshare_user()
         channel.send(b"U")
-    union.load()
 
 
 def _unshare_user() -> None:
@@ -70,30 +71,63 @@ def _unshare_user() -> None:
         ) from None
 
 
-def _carry_out(data: dict[str, Any], fds: list[int]) -> NoReturn:
-    """What ``launch`` has given."""
-    the_plan: plan.Plan = data["plan"]
+def _fork_stage() -> tuple[int, Channel]:
+    """The stage, forked while this process is small: each page that both have is copied later."""
+    ours, theirs = pair()
+    here = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            calls.set_parent_death_signal(signal.SIGKILL)
+            if os.getppid() == here:
+                message, fds = theirs.receive()
+                if message:
+                    _be_stage(message, fds, theirs)
+        finally:
+            os._exit(125)
+    theirs.close()
+    return pid, ours
+
+
+def _be_stage(message: bytes, fds: list[int], tree_from: Channel) -> None:
+    """What ``launch`` has given, passed on by the intermediate process."""
     status = Channel(_socket.socket(fileno=fds[0]))
     try:
+        data = unpack(message)
+        the_plan: plan.Plan = data["plan"]
         joins = dict(zip(data["joins"], fds[6 + data["outer"] :], strict=True))
-        if data["outer"]:
-            calls.setns(fds[6], calls.CLONE_NEWUSER)
-        if data["outer"] or not the_plan.ids.outer_uids:
-            calls.unshare(calls.CLONE_NEWNS)
-        if the_plan.ids.outer_uids:
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
-        tree, tree_from = pair()
-        stage = os.fork()
-        if stage == 0:
-            tree.close()
-            machine = the_plan.machine
-            streams = child.Streams((fds[3], fds[4], fds[5]), fds[2], trampoline.create(machine))
-            child.enter(
-                the_plan, status=status, commands=fds[1], tree_from=tree_from, joins=joins,
-                streams=streams, program=data["program"],
-            )  # fmt: skip
-        tree_from.close()
+        _enter_outer(the_plan, fds[6] if data["outer"] else -1)
+        streams = child.Streams(
+            (fds[3], fds[4], fds[5]), fds[2], trampoline.create(the_plan.machine)
+        )
+    except BaseException as error:
+        status.send_error(error)
+        return
+    child.enter(
+        the_plan, status=status, commands=fds[1], tree_from=tree_from, joins=joins,
+        streams=streams, program=data["program"],
+    )  # fmt: skip
+
+
+def _enter_outer(the_plan: plan.Plan, outer: int) -> None:
+    """Be root of the outer user namespace, if there is one; ``outer`` is that of another's."""
+    if outer >= 0:
+        calls.setns(outer, calls.CLONE_NEWUSER)
+    if outer >= 0 or not the_plan.ids.outer_uids:
+        calls.unshare(calls.CLONE_NEWNS)
+    if the_plan.ids.outer_uids:
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+
+
+def _serve(message: bytes, fds: list[int], stage: int, to_stage: Channel) -> NoReturn:
+    status = Channel(_socket.socket(fileno=fds[0]))
+    try:
+        to_stage.send(message, fds)
+        data = unpack(message)
+        the_plan: plan.Plan = data["plan"]
+        _enter_outer(the_plan, fds[6] if data["outer"] else -1)
         for fd in fds[1:]:
             os.close(fd)
         calls.mount(b"none", b"/", b"", calls.MS_REC | calls.MS_SLAVE, b"")
@@ -106,10 +140,10 @@ def _carry_out(data: dict[str, Any], fds: list[int]) -> NoReturn:
 
             the_plan = sizes.in_memory(the_plan)
         root, serve = union.mount_root(the_plan)
-        tree.send(b"T", [root])
+        to_stage.send(b"T", [root])
         os.close(root)
         os.waitpid(stage, 0)
-        tree.close()
+        to_stage.close()
         status.close()
         if serve is not None:
             union.hide(the_plan.ids.daemon)

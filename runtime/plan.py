@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from runtime.errors import RunError
 from runtime.ids import IdPlan
-from runtime.spec import rlimit_number
 from unionfs.record import Record
 
 TYPE_CHECKING = False
@@ -316,10 +315,7 @@ def process_plan(spec: dict[str, Any], *, scope_signals: bool) -> ProcessPlan:
         capabilities=caps.mask(capabilities.get("bounding") or ()),
         ambient=caps.mask(capabilities.get("ambient") or ()),
         no_new_privs=bool(process.get("noNewPrivileges")),
-        rlimits=tuple(
-            (rlimit_number(entry["type"]), int(entry["soft"]), int(entry["hard"]))
-            for entry in process.get("rlimits") or ()
-        ),
+        rlimits=tuple(_rlimit(entry) for entry in process.get("rlimits") or ()),
         terminal=bool(process.get("terminal")),
         oom_score_adj=process.get("oomScoreAdj"),
         seccomp=str(ours.get("seccomp") or "default"),
@@ -330,3 +326,9 @@ def process_plan(spec: dict[str, Any], *, scope_signals: bool) -> ProcessPlan:
         apparmor=str(ours.get("apparmor") or ""),
         label=str(ours.get("label") or ""),
     )  # fmt: skip
+
+
+def _rlimit(entry: dict[str, Any]) -> tuple[int, int, int]:
+    from runtime.spec import rlimit_number
+
+    return rlimit_number(entry["type"]), int(entry["soft"]), int(entry["hard"])

@@ -386,14 +386,3 @@ def execute(
 def _place(fd: int, number: int) -> None:
     if fd != number:
         os.dup2(fd, number, inheritable=False)
-
-
-def explain(number: int, name: str) -> tuple[str, int]:
-    """The message and exit status for what was reported: a failed execve(2) is below zero."""
-    if number > 0:
-        return f"the seccomp filter cannot be installed: {os.strerror(number)}", errors.FAILED
-    number = -number
-    if number in (errno.ENOENT, errno.ENOTDIR):
-        return f"{name}: its interpreter was not found in the container", errors.NOT_FOUND
-    text = "exec format error" if number == errno.ENOEXEC else os.strerror(number)
-    return f"cannot execute {name}: {text}", errors.NOT_EXECUTABLE

@@ -194,6 +194,23 @@ class Root:
             os.close(tree)
 
 
+def make_mounts(plan: Plan, trees: dict[str, int]) -> None:
+    """Detached mounts of the container's own filesystems, added to ``trees``.
+
+    Raises:
+        RunError: with the one that failed.
+    """
+    for mount in plan.mounts:
+        if mount.kind == "bind":
+            continue
+        tree = _new(mount)
+        if tree < 0:
+            continue
+        if mount.target == "/dev" and mount.kind == "tmpfs":
+            _fill_dev(tree, plan, trees)
+        trees[mount.target] = tree
+
+
 def mount_all(root: Root, plan: Plan, trees: dict[str, int]) -> None:
     """Every mount of the plan, devices, masked and read-only paths.
 
@@ -201,11 +218,9 @@ def mount_all(root: Root, plan: Plan, trees: dict[str, int]) -> None:
         RunError: with the step that failed.
     """
     for mount in plan.mounts:
-        tree = trees.pop(mount.target) if mount.kind == "bind" else _new(mount)
+        tree = trees.pop(mount.target, -1)
         if tree < 0:
-            continue
-        if mount.target == "/dev" and mount.kind == "tmpfs":
-            _fill_dev(tree, plan, trees)
+            continue  # a kernel without it
         if mount.fill:
             _fill_volume(root, tree, mount)
         root.attach(tree, mount.target, optional=mount.optional)

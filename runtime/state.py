@@ -31,7 +31,6 @@ import time
 
 from runtime import drafts, jsonio
 from runtime.errors import RunError
-from runtime.volumes import is_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -317,6 +316,8 @@ class Containers:
         Raises:
             RunError: the name is not one, or is in use.
         """
+        from runtime.volumes import is_name
+
         if name and not is_name(name):
             raise RunError(
                 f"container name {name}: not a name", "letters, digits, and _ . - after the first"

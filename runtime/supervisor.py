@@ -16,12 +16,13 @@ import os
 import select
 import time
 
-from runtime import init, jsonio, launch, state
+from runtime import jsonio, launch, state
 from runtime.channel import Channel, raise_if_error
 from runtime.console import set_window_size
 from runtime.errors import FAILED, RunError
 from runtime.lean import signal
 from runtime.logs import LogWriter
+from runtime.status import exit_code, failure_of
 from runtime.sys import calls
 
 TYPE_CHECKING = False
@@ -276,7 +277,7 @@ class Supervisor:
             poll.register(status.fd, select.POLLIN)
             if poll.poll(0):
                 self._status(status)
-        failure = init.failure(data, self.plan.process.args[0])
+        failure = failure_of(data, self.plan.process.args[0])
         if failure is not None:
             self.error, self.code = failure
         elif not self.error:
@@ -308,7 +309,7 @@ class Supervisor:
             if pid == 0:
                 break
             if self.started is not None and pid == self.started.pid:
-                self._ended(init.exit_code(status))
+                self._ended(exit_code(status))
             elif self.started is not None and pid == self.started.union_pid:
                 self.started.union_pid = 0
                 if self.ending:

@@ -1,0 +1,121 @@
+"""``run`` that is interrupted, or whose processes die, before its container is there."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.conftest import PATIENCE, Pyrun
+
+
+@contextmanager
+def _running(caller: Pyrun, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """``run --rm`` with a session of its own, as from a terminal."""
+    base = ("run", "--rm", "--network", "none", *words)
+    with subprocess.Popen(
+        [*caller.command, *base],
+        env=caller.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        yield process
+
+
+def _child_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def _ended(fd: int) -> None:
+    """The process of a pidfd is gone, or will be at once."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    assert poll.poll(PATIENCE * 1000)
+    os.close(fd)
+
+
+def _nothing_left(caller: Pyrun) -> None:
+    root = caller.place / "pyrun"
+    assert os.listdir(root / "containers") == os.listdir(root / "names") == []
+
+
+@pytest.fixture
+def planning(any_pyrun: Pyrun) -> Iterator[subprocess.Popen[str]]:
+    """A ``run`` whose container has a directory, and that waits for a file of its options."""
+    fifo = any_pyrun.place / "environment"
+    os.mkfifo(fifo)
+    fifo.chmod(0o644)
+    words = ("--env-file", str(fifo), "--rootfs", str(any_pyrun.rootfs), "true")
+    with _running(any_pyrun, *words) as process:
+        writer = os.open(fifo, os.O_WRONLY)
+        assert len(os.listdir(any_pyrun.place / "pyrun/containers")) == 1
+        yield process
+        os.close(writer)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["the-command", "its-group"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT], ids=lambda n: n.name
+)
+def test_an_interrupted_run_takes_back_what_it_has_made(
+    any_pyrun: Pyrun, planning: subprocess.Popen[str], number: signal.Signals, whole: bool
+) -> None:
+    (os.killpg if whole else os.kill)(planning.pid, number)
+    assert planning.communicate(timeout=PATIENCE) == ("", "")
+    assert planning.returncode == 128 + number
+    _nothing_left(any_pyrun)
+
+
+def test_a_run_whose_caller_dies_takes_back_what_it_has_made(
+    any_pyrun: Pyrun, planning: subprocess.Popen[str]
+) -> None:
+    child = os.pidfd_open(_child_of(planning.pid))
+    planning.kill()
+    _ended(child)
+    _nothing_left(any_pyrun)
+
+
+def test_a_run_whose_child_dies_ends_as_that_did(
+    any_pyrun: Pyrun, planning: subprocess.Popen[str]
+) -> None:
+    os.kill(_child_of(planning.pid), signal.SIGKILL)
+    planning.communicate(timeout=PATIENCE)
+    assert planning.returncode == 128 + signal.SIGKILL
+    assert any_pyrun("ps", "-aq").stdout.count("\n") == 1
+    any_pyrun("rm", "--all")
+    assert any_pyrun("ps", "-aq").stdout == ""
+    _nothing_left(any_pyrun)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda n: n.name)
+def test_a_pull_ends_with_its_command(any_pyrun: Pyrun, number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as registry:
+        registry.settimeout(PATIENCE)
+        image = f"127.0.0.1:{registry.getsockname()[1]}/none"
+        with _running(any_pyrun, image, "true") as process:
+            connection, _ = registry.accept()
+            with connection:
+                connection.settimeout(PATIENCE)
+                process.send_signal(number)
+                while connection.recv(1 << 16):
+                    pass  # until who pulls is gone
+            process.communicate(timeout=PATIENCE)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+
+
+def test_errors_of_the_child_are_the_commands(any_pyrun: Pyrun) -> None:
+    done = any_pyrun("run", "--rootfs", "/nonesuch", "true", code=125)
+    assert done.stderr == "error: --rootfs /nonesuch: No such file or directory\n"
+    assert "usage: pyrun run" in any_pyrun("run", "--help").stdout
+    words = ("run", "--dry-run", "--network", "none", "--rootfs", str(any_pyrun.rootfs), "true")
+    assert "execute: true" in any_pyrun(*words).stdout
