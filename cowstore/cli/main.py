@@ -15,7 +15,7 @@ from unionfs.errors import UserError, show
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from typing import Final
 else:
     import _signal as signal  # without its enumerations
@@ -79,8 +79,13 @@ def quick_arguments(words: Sequence[str]) -> Arguments | None:
     return None
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Entry point: shows errors, returns the exit code."""
+def main(
+    words: Sequence[str] | None = None, *, called: str = "cowstore", verbs: Collection[str] = ()
+) -> int:
+    """Entry point: shows errors, returns the exit code.
+
+    ``called``: a program that passes these ``verbs`` on, and is named in hints of them.
+    """
     told = sys.argv[1:] if words is None else list(words)
     try:
         quick = quick_arguments(told)
@@ -92,6 +97,9 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
+        program, _, rest = error.hint.partition(" ")
+        if program == "cowstore" and rest.partition(" ")[0] in verbs:
+            error.hint = f"{called} {rest}"
         show(error)
         return 1
     except BrokenPipeError:

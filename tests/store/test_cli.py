@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cowstore.cli.commands import COMMANDS
-from cowstore.cli.main import quick_arguments
+from cowstore.cli.main import main, quick_arguments
 from cowstore.cli.parser import make_parser
 from tests.store.archives import M, d, tar
 from tests.store.commands import cowstore, environment, line, ok
@@ -263,3 +263,12 @@ def test_what_would_be_ignored_is_refused(
     done = cowstore(root, *(word.replace("OUT", f"{tmp_path}/out") for word in words))
     assert done.returncode == 1 and told in done.stderr and "error: " in done.stderr
     assert not list(tmp_path.glob("out*"))
+
+
+def test_hints_name_who_was_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--root", str(tmp_path / "s"), "rmi", "nosuch"]
+    assert main(words) == 1 and "hint: cowstore images\n" in capsys.readouterr().err
+    assert main(words, called="pyrun", verbs=("images",)) == 1
+    assert "hint: pyrun images\n" in capsys.readouterr().err
+    assert main(words, called="pyrun", verbs=("rmi",)) == 1
+    assert "hint: cowstore images\n" in capsys.readouterr().err, "it has no such command"
