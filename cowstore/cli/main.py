@@ -79,6 +79,19 @@ def quick_arguments(words: Sequence[str]) -> Arguments | None:
     return None
 
 
+#: Who was called, and commands of ours that it has too.
+_called: tuple[str, Collection[str]] = ("cowstore", ())
+
+
+def tell(error: UserError) -> None:
+    """Show an error; what its hint says to call is what was called, where that has it."""
+    program, verbs = _called
+    first, _, rest = error.hint.partition(" ")
+    if first == "cowstore" and rest.partition(" ")[0] in verbs:
+        error.hint = f"{program} {rest}"
+    show(error)
+
+
 def main(
     words: Sequence[str] | None = None, *, called: str = "cowstore", verbs: Collection[str] = ()
 ) -> int:
@@ -86,6 +99,8 @@ def main(
 
     ``called``: a program that passes these ``verbs`` on, and is named in hints of them.
     """
+    global _called
+    _called = called, verbs
     told = sys.argv[1:] if words is None else list(words)
     try:
         quick = quick_arguments(told)
@@ -97,10 +112,7 @@ def main(
         sys.stdout.flush()
         return code
     except UserError as error:
-        program, _, rest = error.hint.partition(" ")
-        if program == "cowstore" and rest.partition(" ")[0] in verbs:
-            error.hint = f"{called} {rest}"
-        show(error)
+        tell(error)
         return 1
     except BrokenPipeError:
         # Whoever read has enough (`| head`): nothing to complain of, and nothing more to flush.

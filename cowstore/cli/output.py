@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Any
 
+from cowstore.cli.main import tell
 from cowstore.types import Image, Progress
-from unionfs.errors import UserError, show
+from unionfs.errors import UserError
 
 _UNSAFE = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
@@ -42,7 +43,7 @@ def each(names: Iterable[str], act: Callable[[str], object]) -> int:
         try:
             act(name)
         except UserError as error:
-            show(error)
+            tell(error)
             code = 1
     return code
 
