@@ -80,13 +80,13 @@ def dismiss() -> None:
 
 
 def _wait(task_read: int, ready: int) -> NoReturn:
-    from cowstore import serving
-
-    with open(task_read, "rb") as file:
-        message = file.read()
-    if not message:
-        os._exit(0)
     try:
+        from cowstore import serving
+
+        with open(task_read, "rb") as file:
+            message = file.read()
+        if not message:
+            os._exit(0)
         serving.mount(marshal.loads(message), ready)
     except UserError as error:
         show(error)
