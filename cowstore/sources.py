@@ -108,6 +108,10 @@ class DirectoryPlace:
             os.close(fd)
 
 
+#: Members of an archive of images: blobs, and names of them. Memory holds a record of each.
+_MEMBERS = 1 << 17
+
+
 class ArchivePlace:
     """Members of a tar archive by name; a compressed one is inflated to a file first."""
 
@@ -118,14 +122,18 @@ class ArchivePlace:
         self._fd = open_seekable(path, stack, limits)
         self.members: dict[str, tuple[int, int]] = {}
         self.links: dict[str, str] = {}
-        self._index()
+        try:
+            self._index()
+        except Refused as error:
+            raise Refused(f"{path}: {error}", error.hint) from None
 
     def _index(self) -> None:
-        source = ByteSource(iter(()))
-        offset = 0
-        reader = TarReader(source)
+        offset = count = 0
         end = os.fstat(self._fd).st_size
         while offset < end:
+            count += 1
+            if count > _MEMBERS:
+                raise Refused(f"more than {_MEMBERS} members: no such archive is in use")
             # Payloads are skipped by seeking: a fresh reader at each header.
             source = ByteSource(_from(self._fd, offset, 64 << 10))
             reader = TarReader(source)

@@ -159,3 +159,16 @@ def _replace_manifest(layout: Path, data: bytes) -> None:
     index = json.loads((layout / "index.json").read_text())
     index["manifests"][0] |= {"digest": digest(data), "size": len(data)}
     (layout / "index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("form", ["docker-archive", "oci-archive"])
+def test_an_archive_of_images_that_is_none_is_named(
+    store: Store, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.tar").write_bytes(os.urandom(3000))
+    with pytest.raises(Refused, match=r"x\.tar: not a tar archive"):
+        store.import_image(f"{form}:{tmp_path}/x.tar", "x")
+    monkeypatch.setattr("cowstore.sources._MEMBERS", 10)
+    (tmp_path / "x.tar").write_bytes(tar([M(f"f{n}") for n in range(11)]))
+    with pytest.raises(Refused, match=r"x\.tar: more than 10 members"):
+        store.import_image(f"{form}:{tmp_path}/x.tar", "x")
