@@ -11,6 +11,7 @@ from runtime.errors import RunError
 from runtime.lean import signal
 from runtime.request import stored_request
 from runtime.supervisor import Client, Supervisor, become_daemon
+from unionfs import codecache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class _Supervision:
         if task.attached is not None:
             keep.update(task.attached.fds())
         become_daemon(keep, self.container.path("supervisor.log"))
+        codecache.leave()
         gc.freeze()  # what was there before the forks stays shared
         gc.enable()
         client = None

@@ -54,14 +54,14 @@ def show(place: Path, module: str = "cowstore.locks", **environment: str) -> lis
 
 
 def kept(place: Path) -> Path:
-    return place / f"unionfs/__pycache__/start.{sys.implementation.cache_tag}.code"
+    return place / f"unionfs/__pycache__/start.{sys.implementation.cache_tag}.pyc"
 
 
 def test_modules_come_from_the_file(place: Path) -> None:
     for _ in range(2):
         assert show(place)[:2] == ["CodeCache", str(place / "cowstore/locks.py")]
-    assert not list(kept(place).parent.glob("*.code.*"))  # no drafts
-    for module in ("runtime.cli", "cowstore.registry", "ctypes", "unionfs.engine.direct"):
+    assert not list(kept(place).parent.glob("*.pyc.*"))  # no drafts
+    for module in ("runtime.cli", "cowstore.registry", "unionfs.engine.direct"):
         assert show(place, module)[0] == "CodeCache", module
 
 
@@ -100,7 +100,7 @@ def test_a_module_that_has_gone_is_gone(place: Path) -> None:
         show(place, "cowstore.joined")
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "another form", "noise"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "another form", "noise", "index"])
 def test_damaged_files_are_replaced(place: Path, damage: str) -> None:
     show(place)
     data = kept(place).read_bytes()
@@ -110,10 +110,11 @@ def test_damaged_files_are_replaced(place: Path, damage: str) -> None:
         "garbage": b"\0" * len(data),
         "another form": b"pyunion0" + data[8:],
         "noise": os.urandom(1000),
+        "index": data[:40] + bytes(4096) + data[4136:],
     }
     kept(place).write_bytes(damaged[damage])
     assert show(place)[0] == "CodeCache"
-    assert kept(place).read_bytes() == data
+    assert kept(place).read_bytes() != damaged[damage]
 
 
 def test_a_copied_tree_uses_its_own_modules(place: Path, tmp_path: Path) -> None:
@@ -124,14 +125,58 @@ def test_a_copied_tree_uses_its_own_modules(place: Path, tmp_path: Path) -> None
 
 def test_nothing_is_written_where_that_is_not_wanted(place: Path) -> None:
     assert show(place, PYTHONDONTWRITEBYTECODE="1")[0] == "SourceFileLoader"
-    assert not kept(place).exists()
+    assert kept(place).read_bytes()[:7] != b"pyunion"
 
 
-def test_without_cached_code_there_is_none(place: Path) -> None:
+def test_what_is_not_compiled_yet_is_compiled(place: Path) -> None:
     for file in (place / "runtime/__pycache__").glob("plan.*"):
         file.unlink()
-    assert show(place)[0] == "SourceFileLoader"
-    assert not kept(place).exists()
+    show(place)
+    assert show(place, "runtime.plan")[0] == "CodeCache"
+
+
+def test_nobody_else_may_write_it(place: Path) -> None:
+    for umask in (0, 0o077):
+        kept(place).unlink(missing_ok=True)
+        before = os.umask(umask)
+        try:
+            show(place)
+        finally:
+            os.umask(before)
+        assert kept(place).stat().st_mode & 0o777 == 0o644
+
+
+def test_modules_of_elsewhere_are_not_kept(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "runtime", tmp_path / "other/runtime")
+    for name in ("xxhash", "bisect", "runtime/lean"):
+        file = tmp_path / f"other/{name}.py"
+        file.write_text('MARK = "foreign"\n')
+        compileall.compile_file(file, quiet=1)
+    show(place, PYTHONPATH=str(tmp_path / "other"))
+    for module in ("xxhash", "bisect", "runtime.lean"):
+        assert "foreign" not in show(place, module), module
+
+
+@pytest.mark.parametrize("name", ["._union.py", ".#union.py", "union.orig.py", "a-b.py"])
+def test_files_that_are_no_modules_do_no_harm(place: Path, name: str) -> None:
+    (place / "unionfs" / name).write_text("not Python\n")
+    assert [show(place)[0] for _ in range(2)] == ["CodeCache"] * 2
+
+
+def test_a_process_that_stays_lets_go_of_it(place: Path) -> None:
+    show(place)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import os, sys; sys.path.insert(0, {str(place)!r})\n"
+            "from unionfs import codecache; codecache.use(); codecache.leave()\n"
+            f"os.truncate({str(kept(place))!r}, 0); import runtime.plan\n"
+            "assert 'start.' not in open('/proc/self/maps').read()",
+        ],
+        check=False,
+    )
+    assert done.returncode == 0
 
 
 def test_tracebacks_show_the_source(place: Path) -> None:

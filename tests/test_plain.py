@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unionfs.cli import parser, plain
+from unionfs.cli import main, parser, plain
 from unionfs.errors import UserError
 
 _WORDS = ("-o", "-f", "-d", "-s", "-n", "-v", "-N", "-t", "-z", "--json", "--lazy", "--work",
@@ -26,6 +27,7 @@ def by_parser(form: str, words: list[str]) -> dict[str, object] | None:
                 found = parser.program_parser().parse_intermixed_args(words)
             case "mount.fuse.pyunion":
                 found = parser.helper_parser().parse_intermixed_args(words)
+                found.places = [found.source, found.mountpoint]
             case "mount":
                 found = parser.mount_parser().parse_intermixed_args(words)
             case _:
@@ -46,7 +48,7 @@ def test_plain_reads_as_the_parser_does(form: str, words: list[str]) -> None:
     for name in values.keys() & said.keys():
         assert (values[name] or None) == (said[name] or None), (form, words, name)
     # What a command asks for and plain does not know would be an AttributeError.
-    known = {"sloppy", "no_mtab", "verbose", "namespace"}
+    known = {"source", "mountpoint", "sloppy", "no_mtab", "verbose", "namespace"}
     assert said.keys() - {"command", "s", "n", "v", "N"} <= values.keys() | {"places"} | known
 
 
@@ -65,3 +67,27 @@ def test_plain_reads_as_the_parser_does(form: str, words: list[str]) -> None:
 def test_what_people_type_is_plain(form: str, words: list[str]) -> None:
     assert plain.read(form, words) is not None
     assert by_parser(form, words) is not None
+
+
+@pytest.mark.parametrize("words", [[], ["one"], ["a", "b", "c"], ["-x", "a"], ["a", "-o"]])
+def test_what_the_parsers_refuse_is_the_users_mistake(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.mount_helper(words) == 32
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "Traceback" not in said
+
+
+@pytest.mark.parametrize("make", [parser.program_parser, parser.helper_parser,
+                                  parser.mount_parser, parser.make_parser])  # fmt: skip
+def test_each_parser_has_a_help(make: Callable[[], argparse.ArgumentParser]) -> None:
+    assert make().format_help().startswith("usage: ")
+
+
+def test_one_wrong_engine_of_two_is_refused() -> None:
+    assert plain.read("mount", ["--engine", "x", "--engine", "direct", "l", "m"]) is None
+
+
+def test_a_form_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["fuse-pyunion", "m"]) == 1
+    assert "invalid choice" in capsys.readouterr().err

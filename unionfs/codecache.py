@@ -2,9 +2,10 @@
 
 The import system looks for each module along a path, opens its cached code (PEP 3147) and makes
 objects that describe both; together that takes longer than running the modules. This file is made
-of that cached code and lies beside it, with an index, mapped into memory. What it holds of a
-module is used while the source's time and size are what they were, as cached code is (PEP 552);
-the file is made anew when a directory of modules has changed. Who may not write there goes without.
+of that code and lies beside it, as what is cached of ``unionfs.start``, with an index, mapped into
+memory. What it holds of a module is used while the source's ctime and size are what they were; the
+file is made anew when a module or a directory of modules has changed. Who may not write there goes
+without. Processes that stay let go of it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _HERE: Final = os.path.dirname(os.path.abspath(__file__))
 #: The form of this file, and that of the interpreter's code.
-MAGIC: Final = b"pyunion1" + MAGIC_NUMBER
+MAGIC: Final = b"pyunion2" + MAGIC_NUMBER
 #: And the size of the file, and the size of what describes the code.
 HEADER: Final = len(MAGIC) + 16
 
@@ -33,14 +34,19 @@ HEADER: Final = len(MAGIC) + 16
 class CodeCache:
     """A finder and loader of modules (importlib.abc) over such a file.
 
-    ``index``: by name whether it is a package, its source, that's time in ns and size in bytes,
-    and from where to where its code is in ``code``.
+    ``index``: by name whether it is a package, its source below ``directory``, when that was
+    changed (ctime) in ns, its size in bytes, and from where to where its code is in ``code``.
     """
 
     def __init__(
-        self, path: str, index: dict[str, tuple[bool, str, int, int, int, int]], code: memoryview
+        self,
+        path: str,
+        directory: str,
+        index: dict[str, tuple[bool, str, int, int, int, int]],
+        code: memoryview,
     ) -> None:
         self._path = path
+        self._directory = directory
         self._index = index
         self._code = code
 
@@ -51,12 +57,14 @@ class CodeCache:
         entry = self._index.get(name)
         if entry is None:
             return None
-        package, place, modified, size, _, _ = entry
+        package, source, time, size, _, _ = entry
+        place = f"{self._directory}/{source}"
         try:
-            source = os.stat(place)
+            found = os.stat(place)
         except OSError:
             return None
-        if source.st_mtime_ns != modified or source.st_size != size:
+        if found.st_ctime_ns != time or found.st_size != size:
+            self._forget()
             return None
         loader: Any = self
         spec = ModuleSpec(name, loader, origin=place, is_package=package)
@@ -77,8 +85,21 @@ class CodeCache:
         """See importlib.abc.InspectLoader."""
         entry = self._index[name]
         code: CodeType = marshal.loads(self._code[slice(*entry[4:])])
-        _fix_co_filename(code, entry[1])  # it may have been compiled elsewhere
+        _fix_co_filename(code, f"{self._directory}/{entry[1]}")  # it may be compiled elsewhere
         return code
+
+    def _forget(self) -> None:
+        """The file is out of date: the next start makes it anew."""
+        if not sys.dont_write_bytecode:
+            try:  # noqa: SIM105  (contextlib is slow to load)
+                os.unlink(self._path)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        """Give the file back; modules are found as ever from here on."""
+        self._index = {}
+        self._code = memoryview(b"")
 
 
 def use(directory: str = os.path.dirname(_HERE)) -> None:
@@ -86,9 +107,9 @@ def use(directory: str = os.path.dirname(_HERE)) -> None:
 
     ``directory`` holds our packages.
     """
-    if sys.flags.optimize:
+    if sys.flags.optimize or sys.pycache_prefix is not None:
         return
-    path = f"{directory}/unionfs/__pycache__/start.{sys.implementation.cache_tag}.code"
+    path = f"{directory}/unionfs/__pycache__/start.{sys.implementation.cache_tag}.pyc"
     cache = _open(path, directory)
     if cache is None and not sys.dont_write_bytecode and os.access(os.path.dirname(path), os.W_OK):
         from unionfs import codecaching
@@ -99,8 +120,15 @@ def use(directory: str = os.path.dirname(_HERE)) -> None:
         sys.meta_path.insert(0, cache)
 
 
+def leave() -> None:
+    """For a process that stays: it keeps no filesystem busy, nor dies when the file is cut off."""
+    for finder in sys.meta_path:
+        if isinstance(finder, CodeCache):
+            finder.close()
+
+
 def _open(path: str, directory: str) -> CodeCache | None:
-    """None: there is none, of another Python or place, cut off, or not of the modules of now."""
+    """None: there is none, of another Python, damaged, or not of the modules of now."""
     try:
         with open(path, "rb", buffering=0) as file:
             data = memoryview(mmap(file.fileno(), 0, access=ACCESS_READ))
@@ -110,15 +138,18 @@ def _open(path: str, directory: str) -> CodeCache | None:
     size, index_size = (int.from_bytes(rest[at : at + 8], "little") for at in (0, 8))
     if data[: len(MAGIC)] != MAGIC or size != len(data):
         return None
-    place, directories, index = marshal.loads(data[HEADER : HEADER + index_size])
-    if place != directory or any(modified(name) != time for name, time in directories):
-        return None
-    return CodeCache(path, index, data[HEADER + index_size :])
-
-
-def modified(path: str) -> int:
-    """When a file was last changed, in ns; 0: it is not there."""
     try:
-        return os.stat(path).st_mtime_ns
+        directories, index = marshal.loads(data[HEADER : HEADER + index_size])
+    except (EOFError, TypeError, ValueError):
+        return None
+    if any(changed(f"{directory}/{name}") != time for name, time in directories):
+        return None
+    return CodeCache(path, directory, index, data[HEADER + index_size :])
+
+
+def changed(path: str) -> int:
+    """When a file was last changed (ctime), in ns; 0: it is not there."""
+    try:
+        return os.stat(path).st_ctime_ns
     except OSError:
         return 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import marshal
 import os
-from importlib import util
-from importlib.util import MAGIC_NUMBER
+from importlib.machinery import EXTENSION_SUFFIXES, SourceFileLoader
 
 from unionfs import codecache
 from unionfs.codecache import HEADER, MAGIC
@@ -18,12 +17,6 @@ if TYPE_CHECKING:
     from typing import Final
 
 _PACKAGES: Final = ("unionfs", "cowstore", "runtime")
-#: What of others a start imports.
-_OTHERS: Final = (
-    "bisect", "ctypes", "ctypes._endian", "struct", "types", "xxhash", "xxhash.version",
-)  # fmt: skip
-#: What precedes the code in a file of cached code: PEP 552.
-_PYC_HEADER: Final = 16
 
 
 class _Module(Row):
@@ -33,75 +26,83 @@ class _Module(Row):
     package: bool
     source: str
     code: bytes
-    modified: int
+    changed: int
     size: int
 
 
 def write(directory: str, path: str) -> None:
-    """Write the file, if the code of all modules is cached."""
-    tops = [f"{directory}/{name}" for name in _PACKAGES]
-    directories = [top for package in tops for top, names, _ in os.walk(package) if _trim(names)]
-    names = [*_names(directory, directories), *_OTHERS]
-    found: list[_Module] = []
-    for name in names:
-        spec = util.find_spec(name)
-        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-            continue  # compiled, or built in
-        module = _cached(name, spec.origin)
-        if module is None:
-            return
-        found.append(module)
-    index, code, at = {}, [], 0
-    for module in found:
-        end = at + len(module.code)
-        index[module.name] = (
-            module.package, module.source, module.modified, module.size, at, end,
-        )  # fmt: skip
-        code.append(module.code)
-        at = end
-    times = [(place, codecache.modified(place)) for place in directories]
-    head = marshal.dumps((directory, times, index))
-    sizes = (HEADER + len(head) + at, len(head))
-    data = [MAGIC, *(size.to_bytes(8, "little") for size in sizes), head, *code]
+    """Write the file; who cannot goes without."""
     draft = f"{path}.{os.getpid()}"
     try:
-        with open(draft, "xb") as file:
-            file.writelines(data)
+        # Nobody else's from the first moment: who may open it now can write it later.
+        file = open(draft, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
+    except OSError:
+        return
+    try:
+        with file:
+            file.writelines(_contents(directory))
+            # As cached code, it is for whoever may read the source, and nobody else may write it.
+            mode = os.stat(codecache.__file__).st_mode
+            os.fchmod(file.fileno(), mode & 0o644)
             file.flush()
             os.fsync(file.fileno())
         os.rename(draft, path)
     except OSError:
+        pass
+    finally:
         with suppress(OSError):
             os.unlink(draft)
 
 
-def _trim(names: list[str]) -> bool:
-    """Leave out what holds no modules, while walking."""
-    names[:] = [name for name in names if name != "__pycache__"]
-    return True
+def _contents(directory: str) -> list[bytes]:
+    """The file, in parts."""
+    # The times first: what changes meanwhile makes the file one of the past.
+    directories = [name for top in _PACKAGES for name in _directories(directory, top)]
+    times = [(name, codecache.changed(f"{directory}/{name}")) for name in directories]
+    index, code, at = {}, [], 0
+    for name, source in _modules(directory, directories):
+        module = _compiled(name, directory, source)
+        if module is None:
+            continue
+        end = at + len(module.code)
+        index[name] = (module.package, source, module.changed, module.size, at, end)
+        code.append(module.code)
+        at = end
+    head = marshal.dumps((times, index))
+    sizes = (HEADER + len(head) + at, len(head))
+    return [MAGIC, *(size.to_bytes(8, "little") for size in sizes), head, *code]
 
 
-def _names(directory: str, directories: list[str]) -> Iterator[str]:
-    """Names of all modules in there."""
+def _directories(directory: str, top: str) -> Iterator[str]:
+    """A package and the packages in it, as paths below ``directory``."""
+    for place, names, files in os.walk(f"{directory}/{top}"):
+        names[:] = [name for name in names if name.isidentifier() and name != "__pycache__"]
+        if "__init__.py" in files:
+            yield os.path.relpath(place, directory)
+
+
+def _modules(directory: str, directories: list[str]) -> Iterator[tuple[str, str]]:
+    """Names and sources of all modules in there that are not compiled."""
     for place in directories:
-        package = os.path.relpath(place, directory).replace("/", ".")
-        for name in sorted(os.listdir(place)):
+        names = sorted(os.listdir(f"{directory}/{place}"))
+        for name in names:
             stem, extension = os.path.splitext(name)
-            if extension == ".py" and stem != "__main__":
-                yield package if stem == "__init__" else f"{package}.{stem}"
+            compiled = any(f"{stem}{suffix}" in names for suffix in EXTENSION_SUFFIXES)
+            if extension != ".py" or not stem.isidentifier() or compiled:
+                continue
+            if stem in ("__main__", "start"):
+                continue  # run by its name only; what this file stands in for
+            package = place.replace("/", ".")
+            yield package if stem == "__init__" else f"{package}.{stem}", f"{place}/{name}"
 
 
-def _cached(name: str, source: str) -> _Module | None:
-    """A module's cached code; None: there is none, or it is not of this source."""
+def _compiled(name: str, directory: str, source: str) -> _Module | None:
+    """A module and its code, from where Python keeps it or compiled now; None: it has none."""
+    place = f"{directory}/{source}"
     try:
-        found = os.stat(source)
-        with open(util.cache_from_source(source), "rb") as file:
-            data = file.read()
-    except OSError:
-        return None
-    stamp = (int(found.st_mtime) & 0xFFFFFFFF, found.st_size & 0xFFFFFFFF)
-    told = b"".join((0, *stamp)[at].to_bytes(4, "little") for at in range(3))
-    if data[:_PYC_HEADER] != MAGIC_NUMBER + told:
+        found = os.stat(place)
+        code = SourceFileLoader(name, place).get_code(name)
+    except (OSError, SyntaxError, ValueError):
         return None
     package = os.path.basename(source) == "__init__.py"
-    return _Module(name, package, source, data[_PYC_HEADER:], found.st_mtime_ns, found.st_size)
+    return _Module(name, package, source, marshal.dumps(code), found.st_ctime_ns, found.st_size)

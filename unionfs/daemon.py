@@ -13,7 +13,7 @@ import select
 import sys
 import time
 
-from unionfs import __version__, compiled, index, masks
+from unionfs import __version__, codecache, compiled, index, masks
 from unionfs.errors import UserError, printable, suppress
 from unionfs.live import Changes
 from unionfs.monitor import Event
@@ -221,6 +221,7 @@ class Daemon:
             signal.signal(number, lambda signum, _frame: wanted.append(signum))
         self.engine.on_done = lambda: _wake(wake_write)  # type: ignore[attr-defined]
         self.union.fds.on_dead = lambda: _wake(wake_write)
+        codecache.leave()
         gc.freeze()  # modules are not looked through again and again
         gc.enable()
         self.engine.start()

@@ -59,6 +59,7 @@ def _run_helper(arguments: Sequence[str]) -> int:
         from unionfs.cli.parser import helper_parser
 
         parsed = helper_parser().parse_intermixed_args(arguments)
+        parsed.places = [parsed.source, parsed.mountpoint]
     source, mountpoint = parsed.places
     if "remount" in mount_options.parse_words(parsed.words)[0]:
         raise UserError("a union cannot be remounted", "unmount it and mount it again")
@@ -132,7 +133,9 @@ def run(arguments: Sequence[str]) -> int:
     if command == "mount":
         return _mount(arguments[1:])
     gc.enable()
-    parsed: Any = plain.read(command, arguments[1:])
+    parsed: Any = None
+    if command in ("umount", "list", "stat"):
+        parsed = plain.read(command, arguments[1:])
     if parsed is None:
         from unionfs.cli.parser import make_parser
 
@@ -204,6 +207,7 @@ def mount_helper(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None) -> int:
+    collecting = gc.isenabled()
     gc.disable()  # nothing is freed while a mount begins; its daemon enables it
     try:
         return command(sys.argv[1:] if arguments is None else arguments)
@@ -221,6 +225,9 @@ def _exit_code(command: Callable[[Sequence[str]], int], arguments: Sequence[str]
         traceback.print_exc()
         sys.stderr.write("error: this is a bug of pyunion\n")
         return 2
+    finally:
+        if collecting:
+            gc.enable()
 
 
 if __name__ == "__main__":

@@ -151,7 +151,9 @@ def helper_parser() -> Parser:
         prog="mount.fuse.pyunion",
         usage="mount.fuse.pyunion SOURCE MNT [-sfnv] [-t TYPE] -o lowerdir=...[,...]",
     )
-    parser.add_argument("places", nargs=2, metavar=("SOURCE", "MNT"))
+    # Not one of nargs=2: argparse can name no such in its errors and its help.
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("mountpoint", metavar="MNT")
     parser.add_argument("-s", action="store_true", help="tolerate unknown options (always done)")
     parser.add_argument("-f", dest="fake", action="store_true", help="do everything but mount")
     parser.add_argument("-n", action="store_true", help="do not write /etc/mtab (never done)")

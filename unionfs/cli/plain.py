@@ -29,7 +29,7 @@ _FORMS: Final[dict[str, tuple[dict[str, str], dict[str, str]]]] = {
 
 #: How many places each form has.
 _PLACES: Final = {"mount.fuse.pyunion": 2, "umount": 1, "list": 0, "stat": 1}
-_ENGINES: Final = (None, "auto", "direct", "pyfuse3")
+_ENGINES: Final = ("auto", "direct", "pyfuse3")
 
 
 class Arguments:
@@ -62,10 +62,12 @@ def read(form: str, arguments: Sequence[str]) -> Arguments | None:
             name, value = valued.get(word), next(rest, "-")
             if name is None or value.startswith("-"):
                 return None
+            if name == "engine" and value not in _ENGINES:
+                return None
             if name == "words":
                 found[name].append(value)
             else:
                 found[name] = value
-    if len(places) != _PLACES.get(form, len(places)) or found.get("engine") not in _ENGINES:
+    if len(places) != _PLACES.get(form, len(places)):
         return None
     return Arguments(places, **found)
