@@ -141,6 +141,9 @@ class Layout:
         for char in FANOUT:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self.path("objects", char), 0o700)
+        from cowstore.spread import spread
+
+        spread(self.path("tmp"))
         # Last: a store without it is not begun yet, and making it again changes nothing.
         draft = self.path(f"tmp/format.{os.getpid()}")
         with open(draft, "wb") as file:

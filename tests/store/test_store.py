@@ -16,6 +16,7 @@ import pytest
 
 from cowstore import NotFound, Store, StoreError
 from cowstore.collect import collect, prune
+from cowstore.spread import TOP, flags_of, spread
 from tests.store.archives import LNK, M, d, digest, gzipped, index_layout, oci_layout, tar
 from tests.store.conftest import AddImage
 
@@ -365,3 +366,15 @@ def test_what_is_no_store_is_told(tmp_path: Path) -> None:
         (tmp_path / "new/format").write_bytes(b"cowstore 9\n")
     with pytest.raises(StoreError, match="cowstore 9"):
         Store(tmp_path / "new").open()
+
+
+def test_sessions_are_spread_over_the_disk(store: Store, tmp_path: Path) -> None:
+    """As far as the filesystem knows that: on ext4."""
+    (tmp_path / "other").mkdir()
+    can = spread(str(tmp_path / "other"))
+    for name, expected in (("tmp", can), ("objects", False)):
+        fd = os.open(store.layout.path(name), os.O_RDONLY)
+        try:
+            assert (can and bool(flags_of(fd) & TOP)) == expected
+        finally:
+            os.close(fd)
