@@ -235,16 +235,37 @@ def pipes(stdin: bool) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     return (source_write, out_read, err_read), (source_read, out_write, err_write)
 
 
-def invite(
-    channel: Channel, streams: Sequence[int], *, tty: bool, keys: str, signals: bool
-) -> None:
-    """Let who called be attached; see ``follow``.
+class Invitation:
+    """What lets who called be attached: its ends of the streams, and how; see ``follow``."""
 
-    Raises:
-        OSError: it is not there any more.
-    """
-    word = {"tty": tty, "keys": keys, "signals": signals, "streams": [fd >= 0 for fd in streams]}
-    channel.send(jsonio.dumps(word).encode(), [fd for fd in streams if fd >= 0])
+    def __init__(
+        self, channel: Channel, streams: Sequence[int], *, tty: bool, keys: str, signals: bool
+    ) -> None:
+        self.channel = channel
+        self.streams = streams
+        self.tty = tty
+        self.keys = keys
+        self.signals = signals
+
+    def fds(self) -> list[int]:
+        """The ends."""
+        return [fd for fd in self.streams if fd >= 0]
+
+    def send(self) -> None:
+        """Once; who is gone by then is not attached."""
+        there = [fd >= 0 for fd in self.streams]
+        word = {"streams": there, "tty": self.tty, "keys": self.keys, "signals": self.signals}
+        try:
+            self.channel.send(jsonio.dumps(word).encode(), self.fds())
+        except OSError:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Close the ends, here."""
+        for fd in self.fds():
+            os.close(fd)
+        self.streams = ()
 
 
 def follow(channel: Channel, message: bytes, fds: list[int]) -> int:
@@ -254,6 +275,8 @@ def follow(channel: Channel, message: bytes, fds: list[int]) -> int:
         RunError: what that tells.
     """
     word = jsonio.loads(message)
+    if "exit" in word:
+        return report_end(word)  # before anybody was attached
     if "streams" not in word:
         os.write(1, f"{started(word)}\n".encode())
         return 0

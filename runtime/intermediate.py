@@ -10,12 +10,12 @@ import _socket
 import marshal
 import os
 
-from runtime import child, ids, plan, union
+from runtime import ids, plan, union
 from runtime.channel import Channel, pair
 from runtime.errors import RunError
 from runtime.launch import RECORD
 from runtime.lean import signal
-from runtime.sys import calls, trampoline
+from runtime.sys import calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def _fork_stage() -> tuple[int, Channel]:
         try:
             ours.close()
             calls.set_parent_death_signal(signal.SIGKILL)
+            from runtime import child  # noqa: F401  (it takes its time, of which there is some)
+
             if os.getppid() == here:
                 message, fds = theirs.receive()
                 if message:
@@ -92,6 +94,9 @@ def _fork_stage() -> tuple[int, Channel]:
 
 def _be_stage(message: bytes, fds: list[int], tree_from: Channel) -> None:
     """What ``launch`` has given, passed on by the intermediate process."""
+    from runtime import child
+    from runtime.sys import trampoline
+
     status = Channel(_socket.socket(fileno=fds[0]))
     try:
         data = unpack(message)
@@ -144,10 +149,10 @@ def _serve(message: bytes, fds: list[int], stage: int, to_stage: Channel) -> NoR
         os.close(root)
         os.waitpid(stage, 0)
         to_stage.close()
-        status.close()
         if serve is not None:
             union.hide(the_plan.ids.daemon)
             serve()
+        status.close()
         os._exit(0)
     except BaseException as error:
         status.send_error(error)

@@ -305,3 +305,4 @@ def abort(started: Started) -> None:
                 os.waitpid(pid, 0)
             except ChildProcessError:
                 pass
+    started.pid = started.union_pid = 0

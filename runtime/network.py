@@ -129,6 +129,8 @@ def choose(request: RunRequest, exposed: tuple[str, ...] = ()) -> NetworkPlan:
             f"--network {request.network}: unknown network",
             "expected private, none, host or container:NAME",
         )
+    if ":" in request.network and mode not in ("container", "ns"):
+        raise RunError(f"--network {request.network}: {mode} takes no options", f"--network {mode}")
     if ports and mode in ("none", "host", "container", "ns"):
         raise RunError(f"--publish does nothing with --network {mode}", "leave one of them out")
     if mode in ("none", "host", "container", "ns"):

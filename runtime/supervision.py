@@ -70,6 +70,7 @@ class _Supervision:
         if task.attached is not None:
             sinks = {"stdout": task.attached.out, "stderr": task.attached.err}
             client = Client(task.attached.channel, task.attached.source, sinks)
+            client.invitation = task.attached.invitation
         return self._supervisor().serve(task.first, client)
 
     def start(self) -> launch.Started:

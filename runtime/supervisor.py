@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from runtime.console import Invitation
     from runtime.plan import Plan
 
 _CHUNK = 1 << 16
@@ -44,12 +45,14 @@ class Client:
     """Somebody attached: pipes for the three streams, and a channel for words.
 
     ``source`` is read for the container's standard input (-1: none); ``sinks`` by stream.
+    ``invitation`` is to be sent yet: what the other side does then takes its time.
     """
 
     def __init__(self, channel: Channel, source: int, sinks: dict[str, int]) -> None:
         self.channel = channel
         self.source = source
         self.sinks = sinks
+        self.invitation: Invitation | None = None
         self.pending = {"stdout": b"", "stderr": b""}
         for fd in (source, *sinks.values()):
             if fd >= 0:
@@ -59,6 +62,8 @@ class Client:
         """Forget it."""
         for fd in {self.source, *self.sinks.values()} - {-1}:
             os.close(fd)
+        if self.invitation is not None:
+            self.invitation.close()
         self.source = -1
         self.sinks = {}
         self.channel.close()
@@ -122,6 +127,7 @@ class Supervisor:
         self.restarts = 0
         self.done = False
         self.ending = False
+        self.awaiting_union = False
         self.executed = False
         self.first: Channel | None = None
         self.union_dead = False
@@ -193,6 +199,8 @@ class Supervisor:
     # -- start and end -----------------------------------------------------------------
 
     def _begin(self) -> None:
+        if self.plan.process.terminal:
+            self._invite()  # the size of a terminal should be known when the command begins
         try:
             self.started = self.make()
         except RunError as error:
@@ -201,6 +209,11 @@ class Supervisor:
         except OSError as error:
             self._failed(125, f"{error.filename or 'start'}: {error.strerror}", "")
             return
+        if self.stopping:
+            launch.abort(self.started)
+            self._failed(128 + signal.SIGINT, "interrupted before its start", "")
+            return
+        self._invite()
         # They are closed one by one, here.
         out, err, self.stdin = self.started.out, self.started.err, self.started.stdin
         self.started.out = self.started.err = self.started.stdin = -1
@@ -218,6 +231,7 @@ class Supervisor:
         self.executed = False
         assert self.started.status is not None
         report, status = self.started.report, self.started.status
+        os.set_blocking(status.fd, False)
         self.watch(report, lambda _events: self._executed(report))
         self.watch(status.fd, lambda _events: self._status(status))
         self.began = time.monotonic()
@@ -244,6 +258,12 @@ class Supervisor:
             self.started.go()
         for client in self.clients:
             self._watch_source(client)
+
+    def _invite(self) -> None:
+        for client in self.clients:
+            if client.invitation is not None:
+                client.invitation.send()
+                client.invitation = None
 
     def _root_device(self, pid: int) -> str:
         """By which processes that outlive it are found, if this one dies: removal.kill_left."""
@@ -273,10 +293,7 @@ class Supervisor:
         status = self.started.status if self.started is not None else None
         if not data and status is not None and status.fd in self.handlers:
             # An end without a word: of execve(2), or of a process that has told why before.
-            poll = select.poll()
-            poll.register(status.fd, select.POLLIN)
-            if poll.poll(0):
-                self._status(status)
+            self._status(status)
         failure = failure_of(data, self.plan.process.args[0])
         if failure is not None:
             self.error, self.code = failure
@@ -288,17 +305,28 @@ class Supervisor:
                 self.health.begin(self)
 
     def _status(self, status: Channel) -> None:
-        """What the first process tells after it was ready: errors only."""
-        message, fds = status.receive()
-        for fd in fds:
-            os.close(fd)
-        if not message:
-            self.unwatch(status.fd)
-            return
-        try:
-            raise_if_error(message)
-        except RunError as error:
-            self.error, self.hint, self.code = str(error), error.hint, error.code
+        """What the processes tell after they were ready: errors, and by its end that of the union.
+
+        The last that has it is the process that serves the union, and has done all by then; to
+        exit takes it as long again.
+        """
+        while True:
+            try:
+                message, fds = status.receive()
+            except BlockingIOError:
+                return
+            for fd in fds:
+                os.close(fd)
+            if not message:
+                self.unwatch(status.fd)
+                if self.awaiting_union and self.started is not None:
+                    self._settled(self.started)
+                return
+            try:
+                raise_if_error(message)
+            except RunError as error:
+                if not self.awaiting_union:
+                    self.error, self.hint, self.code = str(error), error.hint, error.code
 
     def _reap(self) -> None:
         while True:
@@ -312,9 +340,9 @@ class Supervisor:
                 self._ended(exit_code(status))
             elif self.started is not None and pid == self.started.union_pid:
                 self.started.union_pid = 0
-                if self.ending:
+                if self.awaiting_union:
                     self._settled(self.started)
-                else:
+                elif not self.ending and self.started.pid:
                     self.union_dead = True
                     self._kill_first()
             elif self.health is not None:
@@ -351,8 +379,7 @@ class Supervisor:
             self.stdin = -1
         if self.code is None:
             self.code = code
-        for fd in (started.report, started.status.fd if started.status else -1):
-            self.unwatch(fd)
+        self.unwatch(started.report)
         if started.terminal >= 0:
             self.unwatch(started.terminal)
         if self.health is not None:
@@ -363,7 +390,8 @@ class Supervisor:
         started.namespaces = {}
         if self.remove and self.executed and not self.error:
             self._vanish()
-        if started.union_pid:
+        if started.union_pid and started.status and started.status.fd in self.handlers:
+            self.awaiting_union = True
             self.after(_PATIENCE, lambda: self._end_union(started))
         else:
             self._settled(started)
@@ -384,12 +412,14 @@ class Supervisor:
 
     def _end_union(self, started: launch.Started) -> None:
         """Somebody outside has the root open, and the container is not: it is over."""
-        if started.union_pid:
+        if self.awaiting_union and self.started is started and started.union_pid:
             os.kill(started.union_pid, signal.SIGKILL)
 
     def _settled(self, started: launch.Started) -> None:
         """First process and union are gone."""
-        self.ending = False
+        self.ending = self.awaiting_union = False
+        if started.status is not None:
+            self.unwatch(started.status.fd)
         started.close()
         if self.error and not self.executed:
             self._tell_first(
@@ -465,6 +495,8 @@ class Supervisor:
             # Who is attached may take its time: nothing else waits for it.
             for client in list(self.clients):
                 self._flush_and_tell(client, answer)
+            if self.started is not None and self.started.union_pid:
+                os.waitpid(self.started.union_pid, 0)
 
     def _flush_and_tell(self, client: Client, answer: bytes) -> None:
         for stream, fd in client.sinks.items():

@@ -9,25 +9,40 @@ from runtime.channel import Channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from runtime.console import Invitation
     from runtime.launch import Started
     from runtime.plan import Plan
 
 
 class Attached:
-    """The supervisor's ends of what connects it to a caller; ``source`` -1: no standard input."""
+    """The supervisor's ends of what connects it to a caller; ``source`` -1: no standard input.
 
-    def __init__(self, channel: Channel, source: int, out: int, err: int) -> None:
+    ``invitation``: the caller does not have its own ends yet.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        source: int,
+        out: int,
+        err: int,
+        invitation: Invitation | None = None,
+    ) -> None:
         self.channel = channel
         self.source = source
         self.out = out
         self.err = err
+        self.invitation = invitation
 
     def fds(self) -> list[int]:
         """The open descriptors."""
-        return [fd for fd in (self.channel.fd, self.source, self.out, self.err) if fd >= 0]
+        more = self.invitation.fds() if self.invitation is not None else ()
+        return [fd for fd in (self.channel.fd, self.source, self.out, self.err, *more) if fd >= 0]
 
     def close(self) -> None:
         """Close them all."""
+        if self.invitation is not None:
+            self.invitation.close()
         self.channel.close()
         for fd in (self.source, self.out, self.err):
             if fd >= 0:

@@ -88,19 +88,15 @@ def _attach(request: RunRequest, caller: Channel) -> Attached:
 
     wanted = {word.lower().removeprefix("std") for word in request.attach} or {"in", "out", "err"}
     ours, theirs = console.pipes(request.interactive and "in" in wanted)
-    try:
-        kept = [
-            fd if name in wanted else -1
-            for fd, name in zip(ours, ("in", "out", "err"), strict=True)
-        ]  # the supervisor drops what nobody reads
-        console.invite(
-            caller, kept, tty=request.tty, keys=request.detach_keys, signals=request.sig_proxy
-        )
-    finally:
-        for fd in ours:
-            if fd >= 0:
-                os.close(fd)
-    return Attached(caller, *theirs)
+    kept = []
+    for fd, name in zip(ours, ("in", "out", "err"), strict=True):
+        if name not in wanted and fd >= 0:
+            os.close(fd)  # the supervisor drops what nobody reads
+        kept.append(fd if name in wanted else -1)
+    invitation = console.Invitation(
+        caller, kept, tty=request.tty, keys=request.detach_keys, signals=request.sig_proxy
+    )
+    return Attached(caller, *theirs, invitation)
 
 
 def _write_id(request: RunRequest, container: state.Container) -> None:
