@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 
 from cowstore.errors import StoreError
 from cowstore.layout import Layout, remove_tree
@@ -137,6 +138,8 @@ class Session:
         self._lock.release()
 
 
+#: Seconds that a union's daemon may take to end once it is unmounted.
+_ENDING = 2
 #: Dead sessions that are buried before others are looked at: each is an open file.
 _AT_ONCE = 32
 
@@ -202,13 +205,27 @@ def commit_lock(layout: Layout, snapshot: str, *, removing: bool = False) -> Loc
 def check_snapshot_free(layout: Layout, snapshot: str) -> Lock:
     """The lock of a snapshot that nobody has mounted.
 
+    The daemon of one that was just unmounted has a moment to end.
+
     Raises:
         StoreError: it is mounted.
     """
-    lock = Lock.acquire(layout.path("locks", f"snapshot-{snapshot}"), wait=False)
+    path = layout.path("locks", f"snapshot-{snapshot}")
+    lock = Lock.acquire(path, wait=False)
+    if lock is None and not _is_mounted(snapshot):
+        end = time.monotonic() + _ENDING
+        while lock is None and time.monotonic() < end:
+            time.sleep(0.005)
+            lock = Lock.acquire(path, wait=False)
     if lock is None:
         raise _in_use(snapshot)
     return lock
+
+
+def _is_mounted(snapshot: str) -> bool:
+    """Whether it is to be seen here as ``cowstore mount`` mounts it."""
+    with open("/proc/self/mountinfo", "rb") as mountinfo:
+        return f" cowstore:{snapshot} ".encode() in mountinfo.read()
 
 
 def take_lent(path: str, inode: int, snapshot: str) -> Lock:

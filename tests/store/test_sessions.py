@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 
@@ -82,7 +83,10 @@ def test_a_snapshot_that_was_cloned_before_it_could_be_held(store: Store, add: A
     release(hold(store, find_mountable(store, "s")))
 
 
-def test_a_lock_is_lent_to_one_who_knows_it(store: Store, add: AddImage) -> None:
+def test_a_lock_is_lent_to_one_who_knows_it(
+    store: Store, add: AddImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cowstore.locks._ENDING", 0)
     add(tar([M("a", b"1")]), name="img")
     found = store.snapshot_create("img", "s")
     assert isinstance(found, Snapshot)
@@ -97,3 +101,28 @@ def test_a_lock_is_lent_to_one_who_knows_it(store: Store, add: AddImage) -> None
     with pytest.raises(StoreError, match="in use"):
         take_lent(lock.path, inode, "s")
     lock.release()
+
+
+def test_who_has_just_unmounted_need_not_wait(
+    store: Store, add: AddImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon that holds the lock is about to end."""
+    monkeypatch.setattr("cowstore.locks._ENDING", 60)
+    add(tar([M("a", b"1")]), name="img")
+    store.snapshot_create("img", "s")
+    begun, end = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(end[1])
+        with check_snapshot_free(store.layout, "s"):
+            os.write(begun[1], b"1")
+            os.read(end[0], 1)  # until the other end is closed: a moment after it is wanted
+        os._exit(0)
+    os.read(begun[0], 1)
+    closer = threading.Timer(0.05, os.close, (end[1],))
+    closer.start()
+    store.snapshot_remove("s")
+    assert os.waitpid(pid, 0)[1] == 0
+    closer.join()
+    for fd in (*begun, end[0]):
+        os.close(fd)
