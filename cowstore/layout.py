@@ -143,7 +143,8 @@ class Layout:
                 os.mkdir(self.path("objects", char), 0o700)
         from cowstore.spread import spread
 
-        spread(self.path("tmp"))
+        for name in ("tmp", "snapshots"):
+            spread(self.path(name))
         # Last: a store without it is not begun yet, and making it again changes nothing.
         draft = self.path(f"tmp/format.{os.getpid()}")
         with open(draft, "wb") as file:

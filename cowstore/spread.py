@@ -1,9 +1,10 @@
-"""Where ext4 puts new files: each session's in a group of inodes of its own.
+"""Where ext4 puts new files: those of each session and snapshot in a group of inodes of its own.
 
 ext4 gives a file an inode of its directory's group, and passes over those that were freed in the
 last minutes one by one (fs/ext4/ialloc.c, ``recently_deleted``): after an image was removed, the
-next import would take three times as long. Directories made in one with this mark (chattr(1),
-``T``) get the group that has most room. Other filesystems have no such mark and no such trouble.
+next import would take three times as long, and so would what writes to a fresh snapshot.
+Directories made in one with this mark (chattr(1), ``T``) get the group that has most room. Other
+filesystems have no such mark and no such trouble.
 """
 
 from __future__ import annotations

@@ -368,11 +368,11 @@ def test_what_is_no_store_is_told(tmp_path: Path) -> None:
         Store(tmp_path / "new").open()
 
 
-def test_sessions_are_spread_over_the_disk(store: Store, tmp_path: Path) -> None:
+def test_sessions_and_snapshots_are_spread_over_the_disk(store: Store, tmp_path: Path) -> None:
     """As far as the filesystem knows that: on ext4."""
     (tmp_path / "other").mkdir()
     can = spread(str(tmp_path / "other"))
-    for name, expected in (("tmp", can), ("objects", False)):
+    for name, expected in (("tmp", can), ("snapshots", can), ("objects", False)):
         fd = os.open(store.layout.path(name), os.O_RDONLY)
         try:
             assert (can and bool(flags_of(fd) & TOP)) == expected
