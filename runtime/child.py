@@ -186,7 +186,8 @@ def _container(
         calls.set_name(b"pyrun-init")
         calls.set_command_line(b"pyrun-init")
         os.umask(0o022)  # for what is missing in the image and made here
-        _await(commands, b"g")
+        if plan.cgroup is not None:
+            _await(commands, b"g")
         if "cgroup" in plan.namespaces.new:
             calls.unshare(calls.CLONE_NEWCGROUP)
         if plan.namespaces.hostname:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 
 from runtime.channel import Channel, pair
+from runtime.console import follow
 from runtime.lean import signal
 
 TYPE_CHECKING = False
@@ -50,8 +51,6 @@ def part(work: Callable[[], int]) -> int:
         _on(number, lambda n, _frame: _pass_on(child, n))
     message, fds = ours.receive()
     if message:
-        from runtime.console import follow  # not before there is nothing else to do
-
         return follow(ours, message, fds)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return status if status >= 0 else 128 - status

@@ -253,7 +253,7 @@ def finish(
     """
     try:
         try:
-            _follow(started, on_pid)
+            _follow(started, plan, on_pid)
         except (BrokenPipeError, ConnectionResetError):
             raise Died("the container's first process died while it was prepared") from None
         if plan.root.kind != "union":
@@ -265,7 +265,7 @@ def finish(
     return started
 
 
-def _follow(started: Started, on_pid: Callable[[int, int], None] | None) -> None:
+def _follow(started: Started, plan: Plan, on_pid: Callable[[int, int], None] | None) -> None:
     """Read what the processes tell until the container stands ready."""
     assert started.status is not None
     while True:
@@ -276,7 +276,8 @@ def _follow(started: Started, on_pid: Callable[[int, int], None] | None) -> None
             started.pid = int(message[1:])
             if on_pid is not None:
                 on_pid(started.pid, started.union_pid)
-            os.write(started.commands, b"g")
+            if plan.cgroup is not None:
+                os.write(started.commands, b"g")
         elif kind == b"N":
             names = message[1:].decode().split()
             started.namespaces.update(zip(names, fds, strict=True))

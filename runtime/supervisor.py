@@ -135,7 +135,6 @@ class Supervisor:
         self.paused = False
         self.size: tuple[int, int] | None = None
         self.began = 0.0
-        self.on_run: Callable[[int], None] | None = None
         self.listener: _socket.socket | None = None
 
     # -- the loop -----------------------------------------------------------------
@@ -213,7 +212,6 @@ class Supervisor:
             launch.abort(self.started)
             self._failed(128 + signal.SIGINT, "interrupted before its start", "")
             return
-        self._invite()
         # They are closed one by one, here.
         out, err, self.stdin = self.started.out, self.started.err, self.started.stdin
         self.started.out = self.started.err = self.started.stdin = -1
@@ -238,6 +236,7 @@ class Supervisor:
         if self.plan.owns_pids:
             # If we die before it is written down, the kernel ends everything by itself.
             self.started.go()
+            self._invite()
         self.container.save_state(
             status="running",
             pid=self.started.pid,
@@ -252,10 +251,9 @@ class Supervisor:
             error="",
             restarts=self.restarts,
         )
-        if self.on_run is not None:
-            self.on_run(self.started.pid)
         if not self.plan.owns_pids:
             self.started.go()
+            self._invite()
         for client in self.clients:
             self._watch_source(client)
 

@@ -95,13 +95,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os._exit(code & 0xFF)
 
 
+def _open_streams() -> None:
+    """Descriptors 0 to 2 are the caller's, or nobody's: none of ours may take such a number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
 def _main(words: list[str]) -> int:
     gc.disable()  # a command ends before it is worth it; what lives on enables it
+    _open_streams()
     if _command_of(words) != "run":
         return _guarded(words, lambda: _dispatch(words))
     from runtime import early
 
     return _guarded(words, lambda: early.part(lambda: _guarded(words, lambda: _dispatch(words))))
+
+
+def _show(error: UserError) -> None:
+    """An error of ours, or of the store: its commands are ours, too, as far as we have them."""
+    from runtime.cli.options import COMMANDS, STORE
+
+    program, _, rest = error.hint.partition(" ")
+    if program == "cowstore" and rest.replace(",", " ").split(" ")[0] in {*COMMANDS, *STORE}:
+        error.hint = f"pyrun {rest}"
+    show(error)
 
 
 def _guarded(words: list[str], work: Callable[[], int]) -> int:
@@ -113,10 +134,10 @@ def _guarded(words: list[str], work: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except RunError as error:
-        show(error)
+        _show(error)
         return error.code if command in _AS_ENGINES else 1
     except UserError as error:
-        show(error)
+        _show(error)
         return failed
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -32,7 +32,7 @@ def _store(words: list[str]) -> int:
     except ImportError as error:
         raise RunError(f"the image store is not installed: {error}") from None
     place = os.environ.get("PYUNION_STORE", "")
-    return int(main([*(["--root", place] if place else []), *words]))
+    return int(main([*(["--root", place] if place else []), *words], called="pyrun", verbs=STORE))
 
 
 def _has_transport(word: str) -> bool:

@@ -119,3 +119,29 @@ def test_errors_of_the_child_are_the_commands(any_pyrun: Pyrun) -> None:
     assert "usage: pyrun run" in any_pyrun("run", "--help").stdout
     words = ("run", "--dry-run", "--network", "none", "--rootfs", str(any_pyrun.rootfs), "true")
     assert "execute: true" in any_pyrun(*words).stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_caller_has_closed_stay_so(any_pyrun: Pyrun, closed: str) -> None:
+    words = ("run", "-i", "--rm", "--network", "none", "--rootfs", str(any_pyrun.rootfs))
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *any_pyrun.command, *words,
+         "sh", "-c", "cat; echo said; exit 4"],
+        env=any_pyrun.environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert (done.stdout, done.stderr) == ("" if " >&-" in closed else "said\n", "")
+
+
+def test_hints_of_the_store_name_the_command_that_was_called(any_pyrun: Pyrun) -> None:
+    assert any_pyrun("rmi", "nosuch", code=1).stderr.endswith("hint: pyrun images\n")
+    words = ("run", "--pull", "never", "--network", "none", "nosuch", "true")
+    assert any_pyrun(*words, code=125).stderr.endswith("hint: pyrun images\n")
+
+
+@pytest.mark.parametrize("network", ["none:x", "host:y", "pasta:--tcp"])
+def test_a_network_whose_options_would_be_ignored_is_refused(
+    any_pyrun: Pyrun, network: str
+) -> None:
+    said = any_pyrun("run", "--network", network, "--rootfs", "/", "true", code=125).stderr
+    assert said.startswith(f"error: --network {network}: ")
