@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from cowstore import digest as digests
 from cowstore.database import OF_NAMED_INDEX, unpack
+from cowstore.endings import RESUME
 from cowstore.errors import Damaged, NotFound, StoreError
 from cowstore.layout import remove_tree
 from cowstore.locks import JOURNAL, Lock, Session
@@ -32,8 +33,6 @@ from unionfs.sys import calls
 if TYPE_CHECKING:
     from cowstore.store import Store
 
-#: Leases that keep the finished layers of an interrupted pull belong to this "session".
-RESUME = "resume"
 _REALTIME_COARSE: Final = 5  # include/uapi/linux/time.h
 
 
@@ -49,32 +48,6 @@ class Freed:
 
 
 # -- sessions ----------------------------------------------------------------------------
-
-
-def bury_session(store: Store, name: str) -> None:
-    """Sweep what a dead session left; the caller holds its lock."""
-    path = store.layout.path("tmp", name)
-    _end_leases(store, name, resumable=os.path.exists(os.path.join(path, RESUME)))
-    if os.path.exists(os.path.join(path, JOURNAL)):
-        collect(store, ending=name)
-    remove_tree(path)
-
-
-def undo_session(store: Store, session: Session) -> None:
-    """A session failed: as if it had never been, but for what a pull can go on with."""
-    session.clear()  # first: where the disk is full, even removing needs some room
-    _end_leases(store, session.name, resumable=os.path.exists(session.place(RESUME)))
-    if os.path.exists(session.place(JOURNAL)):
-        collect(store, ending=session.name)
-
-
-def _end_leases(store: Store, name: str, *, resumable: bool) -> None:
-    if not store.database.row("SELECT 1 FROM leases WHERE session=?", name):
-        return
-    with store.database.write() as db:
-        if resumable:
-            db.execute("UPDATE OR IGNORE leases SET session=? WHERE session=?", (RESUME, name))
-        db.execute("DELETE FROM leases WHERE session=?", (name,))
 
 
 def living_sessions(store: Store, ending: str) -> Iterator[tuple[str, int]]:

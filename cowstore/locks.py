@@ -13,6 +13,7 @@ import time
 
 from cowstore.errors import StoreError
 from cowstore.layout import Layout, remove_tree
+from unionfs.errors import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,11 +132,18 @@ class Session:
 
     def close(self) -> None:
         """Remove what is left and let go."""
-        import contextlib
-
-        with contextlib.suppress(FileNotFoundError):
-            remove_tree(self.path)
+        with suppress(FileNotFoundError):
+            remove_staging(self.path)
         self._lock.release()
+
+
+def remove_staging(path: str) -> None:
+    """Remove a session's directory, its lock last: mostly there is nothing else in it."""
+    if os.listdir(path) == ["lock"]:
+        os.unlink(os.path.join(path, "lock"))
+        os.rmdir(path)
+    else:
+        remove_tree(path)
 
 
 #: Seconds that a union's daemon may take to end once it is unmounted.

@@ -77,7 +77,7 @@ class Store:
             other.layout.prepare()
         if not self.layout.read_only:
             for name in dead_sessions(self.layout):
-                from cowstore.collect import bury_session
+                from cowstore.endings import bury_session
 
                 bury_session(self, name)
         return self

@@ -28,7 +28,7 @@ def working(store: Store) -> Iterator[Session]:
         yield session
         store.database.end_leases(session.name)
     except BaseException as error:
-        from cowstore.collect import undo_session
+        from cowstore.endings import undo_session
 
         try:
             undo_session(store, session)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cowstore import digest as digests
 from cowstore import oci
-from cowstore.collect import RESUME
+from cowstore.endings import RESUME
 from cowstore.errors import Refused, StoreError
 from cowstore.layers import LayerSource
 from cowstore.layout import Layout
