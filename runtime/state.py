@@ -8,7 +8,8 @@ ROOT/                         0700; --root, PYRUN_ROOT, else the user's data dir
     state.json                what became of it; replaced by rename, by who holds the lock
     name                      its name, if it has been renamed
     lock                      flock'd by the supervisor for its life: who holds it is alive;
-                              its text: the process that only looks into the files, if it is one
+                              its text: the process that only looks into the files, if it is one,
+                              and when that began
     socket                    the supervisor's
     log                       one JSON object a line: log, stream, time
     upper/ work/ root/        changes, the union's work directory, its mount point
@@ -231,7 +232,7 @@ class Container:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             os.ftruncate(fd, 0)
             if looking:
-                os.write(fd, b"%d" % os.getpid())
+                os.write(fd, b"%d %d" % (os.getpid(), start_time(os.getpid())))
         except BaseException:
             os.close(fd)
             raise
@@ -255,7 +256,9 @@ class Container:
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return int(os.read(fd, 20) or 0)
+            pid, _, began = os.read(fd, 64).partition(b" ")
+            # What it has started may have the lock a moment longer than it is there itself.
+            return int(pid) if pid and start_time(int(pid)) == int(began) else 0
         finally:
             os.close(fd)
         return None

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 
+from runtime.state import Containers, start_time
 from tests.runtime.conftest import Pyrun
 
 
@@ -49,3 +50,17 @@ def test_after_an_export_that_was_killed_the_container_starts(any_pyrun: Pyrun) 
         process.wait()
     any_pyrun("start", "c")
     assert any_pyrun("wait", "c").stdout == "0\n"
+
+
+def test_a_number_that_was_given_out_again_is_nobody_who_looks(any_pyrun: Pyrun) -> None:
+    """The lock may outlive who took it by a moment; its number may be another's by then."""
+    _stopped(any_pyrun)
+    container = Containers(str(any_pyrun.place / "pyrun")).find("c")
+    lock = container.lock(looking=True)
+    assert container.looked_into() == os.getpid()
+    os.pwrite(lock, b"%d %d" % (os.getpid(), start_time(os.getpid()) - 1), 0)
+    assert container.looked_into() == 0
+    os.ftruncate(lock, 0)
+    assert container.looked_into() == 0
+    os.close(lock)
+    assert not container.supervised()
