@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 #: ioctl_iflags(2); the mark is of ext2, ext3 and ext4 alone (EXT4_TOPDIR_FL).
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
 TOP: Final = 0x00020000
-_FLAGS: Final = struct.Struct(
-    "<i4x"
-)  # the kernel reads and writes an int, whatever the number says
+#: The kernel reads and writes an int, whatever the numbers say.
+_FLAGS: Final = struct.Struct("<i4x")
 
 
 def flags_of(fd: int) -> int:
