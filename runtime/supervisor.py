@@ -317,7 +317,8 @@ class Supervisor:
                 os.close(fd)
             if not message:
                 self.unwatch(status.fd)
-                if self.awaiting_union and self.started is not None:
+                # A group is not empty before its last process has been reaped.
+                if self.awaiting_union and self.started and self.plan.cgroup is None:
                     self._settled(self.started)
                 return
             try:
@@ -388,7 +389,8 @@ class Supervisor:
         started.namespaces = {}
         if self.remove and self.executed and not self.error:
             self._vanish()
-        if started.union_pid and started.status and started.status.fd in self.handlers:
+        done = not started.status or started.status.fd not in self.handlers
+        if started.union_pid and not (done and self.plan.cgroup is None):
             self.awaiting_union = True
             self.after(_PATIENCE, lambda: self._end_union(started))
         else:
