@@ -15,6 +15,7 @@ import sys
 import time
 from _thread import _local, allocate_lock, start_new_thread
 from itertools import islice
+from mmap import mmap
 
 from unionfs import formats
 from unionfs.engine import wire
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 _MAX_WRITE: Final = 1 << 20
 _BUFFER: Final = _MAX_WRITE + 4096
+#: What a thread reads files into, at first: the kernel's usual readahead.
+_PAYLOAD: Final = 128 << 10
 _MAX_THREADS: Final = 128
 _FOREVER: Final = (1 << 40, 0)
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -73,9 +76,10 @@ def _ino(nodeid: int) -> int:
 
 
 class _Worker(_local):
-    """What a serving thread holds."""
+    """What a serving thread holds; ``payload`` is what it reads files into."""
 
     reader = False
+    payload = memoryview(b"")
 
 
 class DirectEngine:
@@ -142,8 +146,8 @@ class DirectEngine:
         self._reading.release()
 
     def _run(self) -> None:
-        buffer = bytearray(_BUFFER)
-        view = memoryview(buffer)
+        # Not a bytearray: clearing that takes 2 ms of a mount's start.
+        view = memoryview(mmap(-1, _BUFFER))
         worker = self._worker
         while not self._stop:
             with self._count_lock:
@@ -156,7 +160,7 @@ class DirectEngine:
                 self._idle -= 1
             worker.reader = True
             try:
-                self._serve(buffer, view, worker)
+                self._serve(view, worker)
             finally:
                 if worker.reader:
                     worker.reader = False
@@ -223,10 +227,10 @@ class DirectEngine:
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
                 self._unexpected("notifying the kernel")
 
-    def _serve(self, buffer: bytearray, view: memoryview, worker: _Worker) -> None:
+    def _serve(self, view: memoryview, worker: _Worker) -> None:
         """Hot path: read and answer until this thread had to step aside, or the end."""
         fd = self.fd
-        buffers = [buffer]
+        buffers = [view]
         receive, write = self._receiver.receive, os.write
         unpack = wire.IN_HEADER.unpack_from
         handlers, counts = self._handlers, self.counts
@@ -243,7 +247,7 @@ class DirectEngine:
                     self._unexpected("reading a request")
                 self._stop = True
                 return
-            _, opcode, unique, nodeid, uid, gid, _pid, extlen, _ = unpack(buffer)
+            _, opcode, unique, nodeid, uid, gid, _pid, extlen, _ = unpack(view)
             if nodeid == wire.SECOND_ROOT:
                 nodeid = ROOT_INO
             body = view[40 : length - extlen * 8]
@@ -588,8 +592,11 @@ class DirectEngine:
 
     def _read(self, unique: int, nodeid: int, uid: int, gid: int, body: memoryview) -> None:
         _fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
-        # The request's own buffer holds no more than this request: read into a fresh one.
-        payload = memoryview(bytearray(size))
+        worker = self._worker
+        if size > len(worker.payload):
+            # Kept, as zeroed memory takes longer to get than most reads.
+            worker.payload = memoryview(mmap(-1, max(size, _PAYLOAD)))
+        payload = worker.payload[:size]
         done = self.ops.read(nodeid, offset, payload)
         header = wire.OUT_HEADER.pack(16 + done, 0, unique)
         try:
