@@ -53,8 +53,11 @@ def hand_over(task: dict[str, Any]) -> int:
     global _waiting
     assert _waiting is not None
     (pid, task_write, ready_read), _waiting = _waiting, None
-    with open(task_write, "wb") as file:
-        file.write(marshal.dumps(task))
+    try:
+        with open(task_write, "wb") as file:
+            file.write(marshal.dumps(task))
+    except BrokenPipeError:
+        pass  # it has died: told below
     with open(ready_read, "rb") as file:
         said = file.read()
     if said == b"1":

@@ -280,6 +280,13 @@ def follow(channel: Channel, message: bytes, fds: list[int]) -> int:
     if "streams" not in word:
         os.write(1, f"{started(word)}\n".encode())
         return 0
+    if not word["signals"]:
+        from runtime.early import ENDING  # they have been the start's until now
+
+        for number in ENDING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                ends = number == signal.SIGINT  # as in any other command of Python's
+                signal.signal(number, signal.default_int_handler if ends else signal.SIG_DFL)
     rest = iter(fds)
     streams = [next(rest) if there else -1 for there in word["streams"]]
     proxy(channel, tty=word["tty"], signals=word["signals"])

@@ -35,7 +35,7 @@ def wait(channel: Channel, own: bool) -> NoReturn:
     if not message:
         os._exit(0)
     channel.close()
-    _serve(message, fds, stage, to_stage)
+    _serve(fds, stage, to_stage)
 
 
 def _prepare(channel: Channel, own: bool) -> None:
@@ -85,21 +85,22 @@ def _fork_stage() -> tuple[int, Channel]:
             if os.getppid() == here:
                 message, fds = theirs.receive()
                 if message:
-                    _be_stage(message, fds, theirs)
+                    _be_stage(fds, theirs)
         finally:
             os._exit(125)
     theirs.close()
     return pid, ours
 
 
-def _be_stage(message: bytes, fds: list[int], tree_from: Channel) -> None:
+def _be_stage(given: list[int], tree_from: Channel) -> None:
     """What ``launch`` has given, passed on by the intermediate process."""
     from runtime import child
     from runtime.sys import trampoline
 
+    packed, *fds = given
     status = Channel(_socket.socket(fileno=fds[0]))
     try:
-        data = unpack(message)
+        data = unpack(_content(packed))
         the_plan: plan.Plan = data["plan"]
         joins = dict(zip(data["joins"], fds[6 + data["outer"] :], strict=True))
         _enter_outer(the_plan, fds[6] if data["outer"] else -1)
@@ -126,11 +127,12 @@ def _enter_outer(the_plan: plan.Plan, outer: int) -> None:
         os.setresuid(0, 0, 0)
 
 
-def _serve(message: bytes, fds: list[int], stage: int, to_stage: Channel) -> NoReturn:
+def _serve(given: list[int], stage: int, to_stage: Channel) -> NoReturn:
+    packed, *fds = given
     status = Channel(_socket.socket(fileno=fds[0]))
     try:
-        to_stage.send(message, fds)
-        data = unpack(message)
+        to_stage.send(b"P", given)
+        data = unpack(_content(packed))
         the_plan: plan.Plan = data["plan"]
         _enter_outer(the_plan, fds[6] if data["outer"] else -1)
         for fd in fds[1:]:
@@ -157,6 +159,16 @@ def _serve(message: bytes, fds: list[int], stage: int, to_stage: Channel) -> NoR
     except BaseException as error:
         status.send_error(error)
         os._exit(125)
+
+
+def _content(fd: int) -> bytes:
+    """All of a file in memory, wherever others that have it are; it is closed here."""
+    size = os.fstat(fd).st_size
+    content = b""
+    while len(content) < size:
+        content += os.pread(fd, size - len(content), len(content))
+    os.close(fd)
+    return content
 
 
 def unpack(message: bytes) -> Any:

@@ -144,7 +144,13 @@ class Intermediate:
         helpers, self._helpers = self._helpers, []
         mapping.finish(helpers)
         self.given = True
-        self._channel.send(pack(data), fds)
+        plan = os.memfd_create("plan")  # a message has its limits, a command line of megabytes not
+        try:
+            with open(plan, "wb", closefd=False) as file:
+                file.write(pack(data))
+            self._channel.send(b"P", [plan, *fds])
+        finally:
+            os.close(plan)
         self._channel.close()
 
     def dismiss(self) -> None:

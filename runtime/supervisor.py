@@ -163,9 +163,8 @@ class Supervisor:
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, lambda _number, _frame: self._ask_to_stop(self.stop_timeout))
-        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         self.watch(wake_read, lambda _events: self._woken(wake_read))
         self._listen()
         if client is not None:

@@ -145,3 +145,26 @@ def test_a_network_whose_options_would_be_ignored_is_refused(
 ) -> None:
     said = any_pyrun("run", "--network", network, "--rootfs", "/", "true", code=125).stderr
     assert said.startswith(f"error: --network {network}: ")
+
+
+def test_a_start_may_be_larger_than_a_message(any_pyrun: Pyrun) -> None:
+    words = [f"{number:05}{'x' * 1000}" for number in range(500)]
+    assert any_pyrun.out("sh", "-c", "echo $#", "sh", *words) == "500\n"
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT], ids=lambda n: n.name
+)
+def test_signals_that_are_not_proxied_end_the_command_alone(
+    any_pyrun: Pyrun, number: signal.Signals
+) -> None:
+    words = ("--sig-proxy=false", "--name", "alone", "--rootfs", str(any_pyrun.rootfs))
+    with _running(any_pyrun, *words, "sh", "-c", "echo up; exec sleep 1000") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == (130 if number == signal.SIGINT else -number)
+    said = any_pyrun("inspect", "alone").stdout
+    assert '"running"' in said, said
+    any_pyrun("rm", "--force", "alone")
