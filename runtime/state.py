@@ -308,6 +308,10 @@ class Containers:
         try:
             for name in ("containers", "names", "volumes"):
                 os.makedirs(f"{self.root}/{name}", 0o700, exist_ok=True)
+            from cowstore.spread import spread
+
+            # What a container writes is not held up by what another's removal has freed.
+            spread(f"{self.root}/containers")
         except OSError as error:
             raise RunError(
                 f"{self.root}: {error.strerror}", "give a directory of yours with --root"

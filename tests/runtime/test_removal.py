@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cowstore.spread import TOP, flags_of, spread
+from runtime import state
 from tests.runtime.conftest import Pyrun
 from tests.runtime.test_images import image
 
@@ -90,3 +92,15 @@ def test_nothing_is_left_when_run_returns(pyrun: Pyrun, tmp_path: Path) -> None:
     for _ in range(5):
         assert pyrun.out("sh", "-c", script) == "done\n"
         assert os.listdir(root / "containers") == os.listdir(root / "names") == []
+
+
+def test_containers_are_spread_over_the_disk(tmp_path: Path) -> None:
+    """As far as the filesystem knows that: on ext4."""
+    (tmp_path / "other").mkdir()
+    can = spread(str(tmp_path / "other"))
+    state.Containers(str(tmp_path / "root")).prepare()
+    fd = os.open(tmp_path / "root/containers", os.O_RDONLY)
+    try:
+        assert not can or flags_of(fd) & TOP
+    finally:
+        os.close(fd)
