@@ -179,6 +179,25 @@ def test_a_process_that_stays_lets_go_of_it(place: Path) -> None:
     assert done.returncode == 0
 
 
+def test_no_descriptor_is_kept(place: Path) -> None:
+    """Starts close all that they do not know; what is opened then must stay open."""
+    show(place)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import gc, os, sys; sys.path.insert(0, {str(place)!r})\n"
+            "from unionfs import codecache; codecache.use(); os.closerange(3, 100)\n"
+            "mine = [os.open('/', os.O_RDONLY) for _ in range(9)]\n"
+            "codecache.leave(); sys.meta_path.clear()\n"
+            "gc.collect()\n"
+            "for fd in mine: os.fstat(fd)\n",
+        ],
+        check=False,
+    )
+    assert done.returncode == 0
+
+
 def test_tracebacks_show_the_source(place: Path) -> None:
     show(place)
     done = subprocess.run(

@@ -2,10 +2,10 @@
 
 The import system looks for each module along a path, opens its cached code (PEP 3147) and makes
 objects that describe both; together that takes longer than running the modules. This file is made
-of that code and lies beside it, as what is cached of ``unionfs.start``, with an index, mapped into
-memory. What it holds of a module is used while the source's ctime and size are what they were; the
-file is made anew when a module or a directory of modules has changed. Who may not write there goes
-without. Processes that stay let go of it.
+of that code and lies beside it, as what is cached of ``unionfs.start``, with an index. What it
+holds of a module is used while the source's ctime and size are what they were; the file is made
+anew when a module or a directory of modules has changed. Who may not write there goes without.
+Processes that stay let go of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import sys
 from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import MAGIC_NUMBER
 from _imp import _fix_co_filename  # type: ignore[attr-defined]
-from mmap import ACCESS_READ, mmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def use(directory: str = os.path.dirname(_HERE)) -> None:
 
 
 def leave() -> None:
-    """For a process that stays: it keeps no filesystem busy, nor dies when the file is cut off."""
+    """For a process that stays: its memory is given back."""
     for finder in sys.meta_path:
         if isinstance(finder, CodeCache):
             finder.close()
@@ -130,9 +129,11 @@ def leave() -> None:
 def _open(path: str, directory: str) -> CodeCache | None:
     """None: there is none, of another Python, damaged, or not of the modules of now."""
     try:
+        # Not mapped: who replaces it in place would kill us, and mmap(3) of Python keeps a
+        # descriptor, which it closes in the end even if that is another's by then.
         with open(path, "rb", buffering=0) as file:
-            data = memoryview(mmap(file.fileno(), 0, access=ACCESS_READ))
-    except (OSError, ValueError):
+            data = memoryview(file.read())
+    except OSError:
         return None
     rest = data[len(MAGIC) : HEADER]
     size, index_size = (int.from_bytes(rest[at : at + 8], "little") for at in (0, 8))
