@@ -1,6 +1,9 @@
 """``python -m cowstore``."""
 
-from cowstore.cli.main import program
+from unionfs import codecache
+
+codecache.use()
+from cowstore.cli.main import program  # noqa: E402
 
 if __name__ == "__main__":
     program()

@@ -2,6 +2,9 @@
 
 import sys
 
-from runtime.cli.main import main
+from unionfs import codecache
+
+codecache.use()
+from runtime.cli.main import main  # noqa: E402
 
 sys.exit(main())
