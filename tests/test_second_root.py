@@ -174,10 +174,10 @@ def test_where_the_newer_calls_are_forbidden_mount_is_called(
     make_layers: MakeLayers, fault: int
 ) -> None:
     script = f"""
-import sys, unionfs.sys.calls as calls
+import sys, unionfs.sys.mounts as mounts
 def refuse(*_):
     raise OSError({fault}, "refused")
-calls.new_mount = refuse
+mounts.new_mount = refuse
 from unionfs.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -193,13 +193,13 @@ sys.exit(main(sys.argv[1:]))
 
 def test_without_copies_of_detached_mounts_nobody_finds_the_name(make_layers: MakeLayers) -> None:
     script = """
-import sys, unionfs.sys.calls as calls
-real = calls.open_tree
+import sys, unionfs.sys.mounts as mounts
+real = mounts.open_tree
 def refuse(*words):
     import os
     os.close(real(*words))
     raise OSError(22, "looked up, not copied")
-calls.open_tree = refuse
+mounts.open_tree = refuse
 from unionfs.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """

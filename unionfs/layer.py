@@ -21,7 +21,7 @@ from unionfs.listing import cookie_of
 from unionfs.prepared import PreparedDir, PreparedLayer
 from unionfs.record import Row
 from unionfs.resolve import Says
-from unionfs.sys import calls
+from unionfs.sys import calls, mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Layer:
         self.dev = st.st_dev
         self.root_ino = st.st_ino
         self.fs = calls.filesystem_id(self._readable_root())
-        self.lists_numbers = calls.filesystem_type(self.root.fd) in _LIST_NUMBERS
+        self.lists_numbers = mounts.filesystem_type(self.root.fd) in _LIST_NUMBERS
         self.space = 0
         self.override: bytes | None = None
         self.shared_fs = False

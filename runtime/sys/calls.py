@@ -11,10 +11,10 @@ import os
 import struct
 
 from unionfs.sys.lean import ctypes
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from unionfs.sys.mounts import filesystem_type as filesystem_type
+from unionfs.sys.mounts import move_mount as move_mount
+from unionfs.sys.mounts import new_mount as new_mount
+from unionfs.sys.mounts import open_tree as open_tree
 
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
@@ -43,17 +43,11 @@ MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_IDMAP = 0x00100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x00200000
 
-OPEN_TREE_CLONE = 1
-OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_FDCWD = -100
-_MOVE_MOUNT_BOTH_EMPTY = 0x4 | 0x40
 
-_FSCONFIG_SET_FLAG = 0
-_FSCONFIG_SET_STRING = 1
-_FSCONFIG_CMD_CREATE = 6
 
 RESOLVE_NO_XDEV = 1
 RESOLVE_NO_MAGICLINKS = 2
@@ -86,11 +80,6 @@ _X86 = MACHINE == "x86_64"
 _SYS_PIVOT_ROOT = 155 if _X86 else 41
 _SYS_KEYCTL = 250 if _X86 else 219
 _SYS_PIDFD_SEND_SIGNAL = 424
-_SYS_OPEN_TREE = 428
-_SYS_MOVE_MOUNT = 429
-_SYS_FSOPEN = 430
-_SYS_FSCONFIG = 431
-_SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 _SYS_LANDLOCK_CREATE_RULESET = 444
@@ -172,38 +161,6 @@ def pivot_root(new: bytes, old: bytes) -> None:
     _call(_SYS_PIVOT_ROOT, _chars(new), _chars(old), what=new)
 
 
-def open_tree(dir_fd: int, path: bytes, *, recursive: bool = False) -> int:
-    """open_tree(2), OPEN_TREE_CLONE: a detached copy of a mount; no path means ``dir_fd``."""
-    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
-    flags |= AT_RECURSIVE if recursive else 0
-    flags |= 0 if path else AT_EMPTY_PATH
-    return _call(_SYS_OPEN_TREE, dir_fd, _chars(path), flags, what=path)
-
-
-def move_mount(tree: int, target: int) -> None:
-    """move_mount(2): attach a detached mount on what the descriptor ``target`` names."""
-    empty = _chars(b"")
-    _call(_SYS_MOVE_MOUNT, tree, empty, target, empty, _MOVE_MOUNT_BOTH_EMPTY)
-
-
-def new_mount(fstype: bytes, options: Iterable[tuple[bytes, bytes | None]], attrs: int) -> int:
-    """A detached mount of a new filesystem: fsopen(2), fsconfig(2), fsmount(2).
-
-    An option without a value is a flag; ``attrs`` are MOUNT_ATTR_* bits.
-    """
-    context = _call(_SYS_FSOPEN, _chars(fstype), 1, what=fstype)
-    try:
-        for key, value in options:
-            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
-            text = _chars(value)
-            _call(_SYS_FSCONFIG, context, command, _chars(key), text, 0, what=key)
-        none = _chars(None)
-        _call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, none, none, 0, what=fstype)
-        return _call(_SYS_FSMOUNT, context, 1, attrs, what=fstype)
-    finally:
-        os.close(context)
-
-
 def mount_setattr(
     fd: int,
     path: bytes,
@@ -224,15 +181,6 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -
     """openat2(2)."""
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
     return _call(_SYS_OPENAT2, dir_fd, _chars(path), how, len(how), what=path)
-
-
-def filesystem_type(fd: int) -> int:
-    """fstatfs(2)'s f_type."""
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.fstatfs(fd, buffer) == -1:
-        raise _failed()
-    (kind,) = struct.unpack_from("=q", buffer)
-    return int(kind)
 
 
 # -- processes -------------------------------------------------------------------

@@ -8,7 +8,7 @@ import os
 from unionfs import formats
 from unionfs.errors import UserError, suppress
 from unionfs.record import Record
-from unionfs.sys import calls
+from unionfs.sys import calls, mounts
 from unionfs.sys.mountinfo import read_mounts
 
 
@@ -68,9 +68,9 @@ class Mounted:
             return None
         second = -1
         with suppress(OSError):
-            second = calls.open_tree(self.tree, formats.SECOND_ROOT)
+            second = mounts.open_tree(self.tree, formats.SECOND_ROOT)
         try:
-            calls.move_mount(self.tree if second < 0 else second, self._below)
+            mounts.move_mount(self.tree if second < 0 else second, self._below)
         except OSError as error:
             raise _refused(mountpoint, error) from None
         finally:
@@ -175,7 +175,7 @@ def _new_mount(fd: int, request: MountRequest) -> int:
         (not request.atime, calls.MOUNT_ATTR_NOATIME),
     ):
         attrs |= bit if wanted else 0
-    return calls.new_mount(b"fuse", options, attrs)
+    return mounts.new_mount(b"fuse", options, attrs)
 
 
 def _mount(fd: int, request: MountRequest) -> None:

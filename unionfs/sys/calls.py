@@ -16,7 +16,6 @@ from unionfs.sys.lean import ctypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import Final
 
 RENAME_NOREPLACE: Final = 1
@@ -66,22 +65,8 @@ IN_Q_OVERFLOW: Final = 0x4000
 IN_IGNORED: Final = 0x8000
 _IN_ONLYDIR: Final = 0x01000000
 
-_SYS_OPEN_TREE: Final = 428
-_SYS_MOVE_MOUNT: Final = 429
-_SYS_FSOPEN: Final = 430
-_SYS_FSCONFIG: Final = 431
-_SYS_FSMOUNT: Final = 432
 _SYS_OPENAT2: Final = 437
 _SYS_FCHMODAT2: Final = 452
-_AT_RECURSIVE: Final = 0x8000
-_OPEN_TREE_CLONE: Final = 1
-_FSOPEN_CLOEXEC: Final = 1
-_FSMOUNT_CLOEXEC: Final = 1
-_FSCONFIG_SET_FLAG: Final = 0
-_FSCONFIG_SET_STRING: Final = 1
-_FSCONFIG_CMD_CREATE: Final = 6
-_MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
-_MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
 _FICLONE: Final = 0x40049409
 _FS_IOC_GETFSUUID: Final = 0x80111500
 _SYNC_FILE_RANGE_WRITE: Final = 2
@@ -151,46 +136,6 @@ def umount2(target: bytes, flags: int) -> None:
     """umount2(2)."""
     if _libc.umount2(target, flags) == -1:
         raise _failed(target)
-
-
-def _call(number: int, *arguments: object, what: bytes = b"") -> int:
-    passed = [_long(value) if isinstance(value, int) else value for value in arguments]
-    result: int = _libc.syscall(_long(number), *passed)
-    if result == -1:
-        raise _failed(what) if what else _failed()
-    return result
-
-
-def new_mount(fstype: bytes, options: Iterable[tuple[bytes, bytes | None]], attrs: int) -> int:
-    """A detached mount of a new filesystem: fsopen(2), fsconfig(2), fsmount(2).
-
-    An option without a value is a flag; ``attrs`` are MOUNT_ATTR_* bits.
-    """
-    context = _call(_SYS_FSOPEN, _chars(fstype), _FSOPEN_CLOEXEC, what=fstype)
-    none = _chars(None)
-    try:
-        for key, value in options:
-            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
-            _call(_SYS_FSCONFIG, context, command, _chars(key), _chars(value), 0, what=key)
-        _call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, none, none, 0, what=fstype)
-        return _call(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attrs, what=fstype)
-    finally:
-        os.close(context)
-
-
-def open_tree(dir_fd: int, path: bytes, *, recursive: bool = False) -> int:
-    """open_tree(2), OPEN_TREE_CLONE: a detached copy of a mount; no path means ``dir_fd``."""
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
-    flags |= _AT_RECURSIVE if recursive else 0
-    flags |= 0 if path else AT_EMPTY_PATH
-    return _call(_SYS_OPEN_TREE, dir_fd, _chars(path), flags, what=path)
-
-
-def move_mount(tree: int, target: int) -> None:
-    """move_mount(2): attach a detached mount on what the descriptor ``target`` names."""
-    empty = _chars(b"")
-    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-    _call(_SYS_MOVE_MOUNT, tree, empty, target, empty, flags)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
@@ -391,15 +336,6 @@ def filesystem_id(fd: int) -> bytes:
     except OSError:
         pass
     return b"fsid:%x" % os.fstatvfs(fd).f_fsid
-
-
-def filesystem_type(fd: int) -> int:
-    """statfs(2)'s f_type."""
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.fstatfs(fd, buffer) == -1:
-        raise _failed()
-    (kind,) = struct.unpack_from("=q", buffer)
-    return int(kind)
 
 
 def trim_heap() -> None:
