@@ -6,6 +6,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import TracebackType
 
 
@@ -36,6 +37,14 @@ def show(error: UserError) -> None:
     sys.stderr.write(f"error: {printable(str(error))}\n")
     if error.hint:
         sys.stderr.write(f"hint: {printable(error.hint)}\n")
+
+
+def show_as(error: UserError, program: str, verbs: Collection[str]) -> None:
+    """As ``show``; a store's command in the hint is ``program``'s, where that has it as well."""
+    store, _, rest = error.hint.partition(" ")
+    if store == "cowstore" and rest.replace(",", " ").partition(" ")[0] in verbs:
+        error.hint = f"{program} {rest}"
+    show(error)
 
 
 class suppress:

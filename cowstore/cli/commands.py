@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Final
 
-    from cowstore.cli.main import Arguments
     from cowstore.store import Store
+    from unionfs.words import Arguments
 
 
 _HELP: Final = "cowstore --help"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import sys
 
-from unionfs.errors import UserError, show
+from unionfs.errors import UserError, show, show_as
+from unionfs.words import Arguments, split
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,13 +20,6 @@ if TYPE_CHECKING:
     from typing import Final
 else:
     import _signal as signal  # without its enumerations
-
-
-class Arguments:
-    """What a parser makes of a command line."""
-
-    def __init__(self, **values: object) -> None:
-        self.__dict__.update(values)
 
 
 #: Command lines that a container waits for: words, names of the places, options of their own.
@@ -41,8 +35,9 @@ SWITCHES: Final = {
     "-f": "foreground",
     "--foreground": "foreground",
 }
-_VALUES: Final = {"--root": "root", "--id": "id", "--quota": "quota"}
-_LISTS: Final = {"--store": "store", "-o": "words"}
+_VALUES: Final = {
+    "--root": "root", "--id": "id", "--quota": "quota", "--store": "store", "-o": "words",
+}  # fmt: skip
 _COMMON: Final = frozenset({"json", "quiet", "no_sync", "root", "store"})
 
 
@@ -51,23 +46,10 @@ def quick_arguments(words: Sequence[str]) -> Arguments | None:
 
     Loading and building a parser takes as long as all the rest of those.
     """
-    rest = list(words)
-    plain: list[str] = []
-    found: dict[str, object] = {}
-    lists: dict[str, list[str]] = {}
-    while rest:
-        word = rest.pop(0)
-        if word in SWITCHES:
-            found[SWITCHES[word]] = True
-        elif not word.startswith("-"):
-            plain.append(word)
-        elif word not in (*_VALUES, *_LISTS) or not rest or rest[0].startswith("-"):
-            return None
-        elif word in _VALUES:
-            found[_VALUES[word]] = rest.pop(0)
-        else:
-            lists.setdefault(_LISTS[word], []).append(rest.pop(0))
-    found |= lists
+    told = split(words, SWITCHES, _VALUES, ("store", "words"))
+    if told is None:
+        return None
+    plain, found = told
     for command, (places, options) in _QUICK.items():
         count = len(command)
         if tuple(plain[:count]) == command and len(plain) == count + len(places):
@@ -85,11 +67,7 @@ _called: tuple[str, Collection[str]] = ("cowstore", ())
 
 def tell(error: UserError) -> None:
     """Show an error; what its hint says to call is what was called, where that has it."""
-    program, verbs = _called
-    first, _, rest = error.hint.partition(" ")
-    if first == "cowstore" and rest.partition(" ")[0] in verbs:
-        error.hint = f"{program} {rest}"
-    show(error)
+    show_as(error, *_called)
 
 
 def main(

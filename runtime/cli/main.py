@@ -12,7 +12,7 @@ import os
 import sys
 
 from runtime.errors import RunError
-from unionfs.errors import UserError, show
+from unionfs.errors import UserError, show, show_as
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,10 +119,7 @@ def _show(error: UserError) -> None:
     """An error of ours, or of the store: its commands are ours, too, as far as we have them."""
     from runtime.cli.options import COMMANDS, STORE
 
-    program, _, rest = error.hint.partition(" ")
-    if program == "cowstore" and rest.replace(",", " ").split(" ")[0] in {*COMMANDS, *STORE}:
-        error.hint = f"pyrun {rest}"
-    show(error)
+    show_as(error, "pyrun", {*COMMANDS, *STORE})
 
 
 def _guarded(words: list[str], work: Callable[[], int]) -> int:

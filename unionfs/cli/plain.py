@@ -1,6 +1,8 @@
-"""Plain command lines, read without a parser: argparse takes longer to load than all the rest."""
+"""The plain command lines of mounts; what is not plain goes to ``parser``."""
 
 from __future__ import annotations
+
+from unionfs.words import Arguments, split
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,42 +34,18 @@ _PLACES: Final = {"mount.fuse.pyunion": 2, "umount": 1, "list": 0, "stat": 1}
 _ENGINES: Final = ("auto", "direct", "pyfuse3")
 
 
-class Arguments:
-    """What a command line says: ``places``, and a field for each option of its form."""
-
-    def __init__(self, places: list[str], **values: Any) -> None:
-        self.places = places
-        self.__dict__.update(values)
-
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...
-
-
 def read(form: str, arguments: Sequence[str]) -> Arguments | None:
-    """The arguments of a command; None: there is something in them that a parser has to see."""
-    if form not in _FORMS:
-        return None
+    """``places`` and the options of a command; None: it is for a parser to read."""
     switches, valued = _FORMS[form]
+    told = split(arguments, switches, valued, ("words", "engine"))
+    if told is None:
+        return None
+    places, said = told
+    engines = said.pop("engine", [])
+    if len(places) != _PLACES.get(form, len(places)) or not set(engines) <= set(_ENGINES):
+        return None
+    if engines:
+        said["engine"] = engines[-1]
     found: dict[str, Any] = dict.fromkeys(switches.values(), False)
     found |= {name: [] if name == "words" else None for name in valued.values()}
-    places = []
-    rest = iter(arguments)
-    for word in rest:
-        if not word.startswith("-"):
-            places.append(word)
-        elif word in switches:
-            found[switches[word]] = True
-        else:
-            name, value = valued.get(word), next(rest, "-")
-            if name is None or value.startswith("-"):
-                return None
-            if name == "engine" and value not in _ENGINES:
-                return None
-            if name == "words":
-                found[name].append(value)
-            else:
-                found[name] = value
-    if len(places) != _PLACES.get(form, len(places)):
-        return None
-    return Arguments(places, **found)
+    return Arguments(places=places, **found | said)
