@@ -5,7 +5,6 @@ Importing this imports all that serves a union: see ``cowstore.early``.
 
 from __future__ import annotations
 
-import gc
 import os
 
 import unionfs.engine.direct
@@ -53,8 +52,6 @@ def mount(task: dict[str, Any], ready: int) -> NoReturn:
         from cowstore import quota
 
         quota.obey()
-    gc.freeze()  # modules are not looked through again and again
-    gc.enable()
     code = daemon.mount(options, ready)
     del lock
     os._exit(code)

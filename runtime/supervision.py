@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 
@@ -64,8 +63,6 @@ class _Supervision:
             keep.update(task.attached.fds())
         become_daemon(keep, self.container.path("supervisor.log"))
         codecache.leave()
-        gc.freeze()  # what was there before the forks stays shared
-        gc.enable()
         client = None
         if task.attached is not None:
             sinks = {"stdout": task.attached.out, "stderr": task.attached.err}

@@ -8,7 +8,6 @@ gone here, so the last process of the container ends this one too.
 
 from __future__ import annotations
 
-import gc
 import os
 
 from runtime.errors import RunError
@@ -97,8 +96,6 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
     ]
 
     def serve() -> None:
-        gc.freeze()  # modules are not looked through again and again
-        gc.enable()
         daemon.Daemon(options, union, mounted, None, discard=discard).serve(None)
         for parent, name in discarded:
             remove_tree(parent, name)

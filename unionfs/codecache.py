@@ -10,6 +10,7 @@ Processes that stay let go of it.
 
 from __future__ import annotations
 
+import gc
 import marshal
 import os
 import sys
@@ -96,7 +97,7 @@ class CodeCache:
                 pass
 
     def close(self) -> None:
-        """Give the file back; modules are found as ever from here on."""
+        """Give the memory back; modules are found as ever from here on."""
         self._index = {}
         self._code = memoryview(b"")
 
@@ -120,10 +121,16 @@ def use(directory: str = os.path.dirname(_HERE)) -> None:
 
 
 def leave() -> None:
-    """For a process that stays: its memory is given back."""
+    """The start is over, for a process that stays: from here on it collects garbage.
+
+    The code's memory is given back; what is there is not looked through again and again, and
+    stays shared with what was forked before.
+    """
     for finder in sys.meta_path:
         if isinstance(finder, CodeCache):
             finder.close()
+    gc.freeze()
+    gc.enable()
 
 
 def _open(path: str, directory: str) -> CodeCache | None:

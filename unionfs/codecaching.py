@@ -9,7 +9,6 @@ from importlib.machinery import EXTENSION_SUFFIXES, SourceFileLoader
 from unionfs import codecache
 from unionfs.codecache import HEADER, MAGIC
 from unionfs.errors import suppress
-from unionfs.record import Row
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,17 +16,6 @@ if TYPE_CHECKING:
     from typing import Final
 
 _PACKAGES: Final = ("unionfs", "cowstore", "runtime")
-
-
-class _Module(Row):
-    """A module whose code is cached."""
-
-    name: str
-    package: bool
-    source: str
-    code: bytes
-    changed: int
-    size: int
 
 
 def write(directory: str, path: str) -> None:
@@ -61,12 +49,17 @@ def _contents(directory: str) -> list[bytes]:
     times = [(name, codecache.changed(f"{directory}/{name}")) for name in directories]
     index, code, at = {}, [], 0
     for name, source in _modules(directory, directories):
-        module = _compiled(name, directory, source)
-        if module is None:
+        place = f"{directory}/{source}"
+        try:
+            found = os.stat(place)
+            # From where Python keeps it, or compiled now.
+            data = marshal.dumps(SourceFileLoader(name, place).get_code(name))
+        except (OSError, SyntaxError, ValueError):
             continue
-        end = at + len(module.code)
-        index[name] = (module.package, source, module.changed, module.size, at, end)
-        code.append(module.code)
+        package = os.path.basename(source) == "__init__.py"
+        end = at + len(data)
+        index[name] = (package, source, found.st_ctime_ns, found.st_size, at, end)
+        code.append(data)
         at = end
     head = marshal.dumps((times, index))
     sizes = (HEADER + len(head) + at, len(head))
@@ -94,15 +87,3 @@ def _modules(directory: str, directories: list[str]) -> Iterator[tuple[str, str]
                 continue  # run by its name only; what this file stands in for
             package = place.replace("/", ".")
             yield package if stem == "__init__" else f"{package}.{stem}", f"{place}/{name}"
-
-
-def _compiled(name: str, directory: str, source: str) -> _Module | None:
-    """A module and its code, from where Python keeps it or compiled now; None: it has none."""
-    place = f"{directory}/{source}"
-    try:
-        found = os.stat(place)
-        code = SourceFileLoader(name, place).get_code(name)
-    except (OSError, SyntaxError, ValueError):
-        return None
-    package = os.path.basename(source) == "__init__.py"
-    return _Module(name, package, source, marshal.dumps(code), found.st_ctime_ns, found.st_size)

@@ -7,7 +7,6 @@ request has been answered.
 
 from __future__ import annotations
 
-import gc
 import os
 import select
 import sys
@@ -222,8 +221,6 @@ class Daemon:
         self.engine.on_done = lambda: _wake(wake_write)  # type: ignore[attr-defined]
         self.union.fds.on_dead = lambda: _wake(wake_write)
         codecache.leave()
-        gc.freeze()  # modules are not looked through again and again
-        gc.enable()
         self.engine.start()
         while not self.engine.ready.wait(0.05):
             if self.engine.done.is_set():

@@ -176,9 +176,8 @@ def attach(values: dict[str, Any], rest: list[str], root: str) -> int:
         raise RunError("expected one container", "pyrun attach CONTAINER")
     container = state.Containers(root).find(rest[0])
     stdin = not values.get("no_stdin", False)
-    pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+    ends, theirs = console.pipes(True)
     channel = console.connect(container.directory)
-    theirs = (pipes[0][0], pipes[1][1], pipes[2][1])
     channel.send(jsonio.dumps({"op": "attach", "stdin": stdin}).encode(), theirs)
     for fd in theirs:
         os.close(fd)
@@ -190,7 +189,7 @@ def attach(values: dict[str, Any], rest: list[str], root: str) -> int:
         raise RunError(str(answer["error"]))
     tty = bool(answer["tty"])
     console.proxy(channel, tty=tty, signals=values.get("sig_proxy", True))
-    ours = console.Attachment(channel, pipes[0][1] if stdin else -1, pipes[1][0], pipes[2][0])
+    ours = console.Attachment(channel, ends[0] if stdin else -1, ends[1], ends[2])
     try:
         keys = console.parse_keys(values.get("detach_keys", "ctrl-p,ctrl-q"))
         return console.report_end(ours.relay(keys, tty))
