@@ -45,8 +45,10 @@ class _Opened:
         self.pid = 0
         self.store: Store | None = None
         self.inherited: list[Store] = []
+        self.left = 0
 
     def __enter__(self) -> Store:
+        assert self.left != os.getpid()
         if self.store is not None and self.pid != os.getpid():
             self.inherited.append(self.store)
             self.store = None
@@ -69,9 +71,18 @@ class _Opened:
             self.store.close()
             self.store = None
 
+    def leave(self) -> None:
+        """Use it no more, and close nothing: who closes it last writes its log out and syncs it.
+
+        For a process that closes all its descriptors then. SQLite must not come by again: it
+        would take them for open.
+        """
+        self.left = os.getpid()
+
 
 _opened = _Opened()
 release = _opened.release
+leave = _opened.leave
 
 
 def find(name: str, pull: str = "missing", platform: str = "") -> tuple[str, dict[str, Any]]:
@@ -161,10 +172,9 @@ def lease(image: str, upper: str, work: str) -> tuple[Source, int]:
     from cowstore.snapshots import _look_like
 
     with _opened as store:
-        # No lease survives the machine, so none needs to: nothing is waited for.
-        store.database.db.execute("PRAGMA synchronous=NORMAL")
         found = store.resolve(image)
         _forget_leases(store)
+        store.database.hurry()  # no lease survives the machine, so none needs to
         session = hold(store, found)
         assert isinstance(session, Session)  # the store itself is never only read
         try:
@@ -202,6 +212,7 @@ def _forget_leases(store: Store) -> None:
         for (session,) in db.execute("SELECT DISTINCT session FROM leases").fetchall():
             if session not in living:
                 db.execute("DELETE FROM leases WHERE session=?", (session,))
+    store.database.db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # nobody else may have come by
 
 
 def hold(source: Source) -> int:

@@ -8,6 +8,7 @@ import os
 from runtime import drafts, jsonio, state
 from runtime.errors import RunError
 from runtime.lean import signal
+from runtime.trees import remove_tree
 from runtime.volumes import is_anonymous, is_name
 from unionfs.errors import UserError
 
@@ -25,6 +26,10 @@ def remove_files(container: state.Container, *, volumes: bool = False) -> None:
     finish(vanish(container), volumes=volumes)
 
 
+#: What nobody needs of a container that is no more, not even to bring its removal to an end.
+_SMALL = ("state.json", "socket", "hosts", "hostname", "resolv.conf", "log", "supervisor.log")
+
+
 def vanish(container: state.Container) -> state.Container:
     """Let the container be no more; what ``finish`` has to take away, which may be done later."""
     name = container.name
@@ -33,6 +38,11 @@ def vanish(container: state.Container) -> state.Container:
     os.rename(container.directory, gone.directory)
     state.Containers(container.root).drop_name(name, container)
     state.record_event(container.root, "container", "remove", container, name=name)
+    for small in _SMALL:
+        try:
+            os.unlink(gone.path(small))
+        except OSError:
+            pass  # ``finish`` says what cannot be removed
     return gone
 
 
@@ -103,8 +113,6 @@ def give_back(source: dict[str, Any]) -> None:
 
 def remove_directory(path: str) -> None:
     """Remove a directory of ours; files of subordinate ids need our user namespace."""
-    from runtime.trees import remove_tree
-
     parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     name = os.path.basename(path)
     try:

@@ -16,15 +16,18 @@ def remove_tree(dir_fd: int, name: str) -> None:
     """
     try:
         os.unlink(name, dir_fd=dir_fd)
-        return
     except FileNotFoundError:
-        return
-    except IsADirectoryError:
         pass
+    except IsADirectoryError:
+        _remove_directory(dir_fd, name)
     except PermissionError:
         # unlink(2) of a directory gives EPERM on some filesystems.
         if not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
             raise
+        _remove_directory(dir_fd, name)
+
+
+def _remove_directory(dir_fd: int, name: str) -> None:
     try:
         os.rmdir(name, dir_fd=dir_fd)
         return
@@ -36,9 +39,9 @@ def remove_tree(dir_fd: int, name: str) -> None:
         fd = _open(dir_fd, name)
         try:
             with os.scandir(fd) as entries:
-                names = [entry.name for entry in entries]
-            for inner in names:
-                remove_tree(fd, inner)
+                inside = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+            for inner, directory in inside:
+                (_remove_directory if directory else remove_tree)(fd, inner)
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=dir_fd)
