@@ -102,7 +102,8 @@ def _runs(program: str, account: Account) -> bool:
 def ours(found: Found, name: str, entry: str, kind: str, account: Account | None) -> None:
     """Add our own program to what was found, run as its installed script runs (MODULE:FUNCTION)."""
     module, _, function = entry.partition(":")
-    words = ("-P", "-c", f"import sys; from {module} import {function}; sys.exit({function}())")
+    start = "import sys; from unionfs import codecache; codecache.use()"
+    words = ("-P", "-c", f"{start}; from {module} import {function}; sys.exit({function}())")
     python = python_for(account)
     if python is None and account is not None:
         found.missing.append(

@@ -235,16 +235,11 @@ class Daemon:
         if second is not None:
             self.engine.settle_second_root(second)
         if calls.in_initial_user_namespace():
-            from unionfs.engine.mounting import read_ahead
-
-            with suppress(OSError):
-                read_ahead(self.options.mountpoint, _READ_AHEAD_KIB)
+            self._mounted.read_ahead(self.options.mountpoint, _READ_AHEAD_KIB)
         if ready is not None:
             with suppress(BrokenPipeError):
                 os.write(ready, b"1")
             os.close(ready)
-        with self.union.monitor:
-            masks.update(self.union)
         self._poll(wake_read, wanted)
         self._finish()
         return 0
@@ -269,6 +264,7 @@ class Daemon:
         poll.register(wake_read, select.POLLIN)
         with open(MOUNTINFO, "rb") as mountinfo:
             poll.register(mountinfo.fileno(), select.POLLPRI | select.POLLERR)
+            masks.update(self.union)  # from here on changes are told
             watched = False
             while not self.engine.done.is_set():
                 if not watched and self.union.watcher is not None:
@@ -276,8 +272,7 @@ class Daemon:
                     poll.register(self.union.watcher.fd, select.POLLIN)
                 ready = {fd for fd, _ in poll.poll()}
                 if mountinfo.fileno() in ready:
-                    with self.union.monitor:
-                        masks.update(self.union)
+                    masks.update(self.union)
                 if self.union.watcher is not None and self.union.watcher.fd in ready:
                     with self.union.monitor:
                         changes = self.union.watcher.read()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unionfs.errors import suppress
 from unionfs.live import Watcher
-from unionfs.sys.mountinfo import read_mounts
+from unionfs.sys.mountinfo import parse, read_table
 from unionfs.union import Union
 
 TYPE_CHECKING = False
@@ -31,21 +31,26 @@ def masks_for(
 
 
 def update(union: Union) -> None:
-    """Set every layer's masks from the mounts of this moment."""
+    """Set every layer's masks from the mounts of this moment, if these have changed."""
+    try:
+        table = read_table()
+    except OSError:
+        table = b""
+    if table == union.mount_table:
+        return
     options = union.options
     hidden = [path for path in (options.upper, options.work) if path is not None]
-    try:
-        points = [mount.mount_point for mount in read_mounts()]
-    except OSError:
-        points = []
+    points = [mount.mount_point for mount in parse(table)]
     if options.mountpoint is not None:
         hidden.append(options.mountpoint)
-    for layer in union.layers:
-        if layer is not None:
-            ours = [path for path in hidden if not (layer.is_upper and path == options.upper)]
-            layer.masks = masks_for(layer.path, ours, points)
-            # What holds mount points or our own directories is in use, like a host's root.
-            layer.live = not layer.is_upper and bool(layer.masks)
-    if union.watcher is None and any(layer and layer.live for layer in union.layers):
-        with suppress(OSError):
-            union.watcher = Watcher(union)
+    with union.monitor:
+        union.mount_table = table
+        for layer in union.layers:
+            if layer is not None:
+                ours = [path for path in hidden if not (layer.is_upper and path == options.upper)]
+                layer.masks = masks_for(layer.path, ours, points)
+                # What holds mount points or our own directories is in use, like a host's root.
+                layer.live = not layer.is_upper and bool(layer.masks)
+        if union.watcher is None and any(layer and layer.live for layer in union.layers):
+            with suppress(OSError):
+                union.watcher = Watcher(union)

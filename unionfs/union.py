@@ -80,6 +80,7 @@ class Union:
         #: Told when set-id bits go that the kernel may still hold. Inside the monitor.
         self.on_mode_lost: Callable[[int], object] = _nobody
         self.watcher: Watcher | None = None
+        self.mount_table: bytes | None = None
         self.index: dict[tuple[int, int], Indexed] = {}
         self.link_scans: dict[int, dict[int, list[bytes]]] = {}
         try:

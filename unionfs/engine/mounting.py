@@ -49,6 +49,10 @@ class Mounted:
         self.tree = tree
         self.second_root = tree >= 0
         self._below = below
+        self._device = ""
+        if tree >= 0:
+            device = calls.statx(tree, b"").device
+            self._device = f"{os.major(device)}:{os.minor(device)}"
 
     def take(self) -> int:
         """The detached mount, for a caller who attaches it."""
@@ -85,6 +89,24 @@ class Mounted:
             if fd >= 0:
                 os.close(fd)
         self.tree = self._below = -1
+
+    def read_ahead(self, mountpoint: str, kilobytes: int) -> bool:
+        """Let the kernel read ahead by more than INIT may ask for (128 KiB); root only.
+
+        Sets ``read_ahead_kb`` of the mount's own backing device
+        (Documentation/ABI/testing/sysfs-class-bdi), once it is served. Whether it could be.
+        """
+        try:
+            device = self._device
+            if not device:
+                path = os.fsencode(mountpoint)
+                here = [mount for mount in read_mounts() if mount.mount_point == path]
+                device = os.fsdecode(here[-1].device) if here else "none"
+            with open(f"/sys/class/bdi/{device}/read_ahead_kb", "w") as limit:
+                limit.write(str(kilobytes))
+        except OSError:
+            return False
+        return True
 
 
 def open_mounted(request: MountRequest) -> Mounted:
@@ -260,23 +282,6 @@ def _fusermount(request: MountRequest) -> int:
             raise UserError(f"{program} gave no descriptor")
         os.set_inheritable(fds[0], False)
         return fds[0]
-
-
-def read_ahead(mountpoint: str, kilobytes: int) -> bool:
-    """Let the kernel read ahead by more than INIT may ask for (128 KiB); root only.
-
-    Sets ``read_ahead_kb`` of the mount's own backing device
-    (Documentation/ABI/testing/sysfs-class-bdi). Whether it could be.
-    """
-    here = [mount for mount in read_mounts() if mount.mount_point == os.fsencode(mountpoint)]
-    if not here:
-        return False
-    try:
-        with open(f"/sys/class/bdi/{os.fsdecode(here[-1].device)}/read_ahead_kb", "w") as limit:
-            limit.write(str(kilobytes))
-    except OSError:
-        return False
-    return True
 
 
 def unmount(mountpoint: str, *, lazy: bool) -> None:

@@ -189,12 +189,13 @@ def utimensat(
 
 
 class Statx(Row):
-    """What only statx(2) tells: birth time in nanoseconds and mount id (0: unknown)."""
+    """What only statx(2) tells: birth time in nanoseconds and mount id (0: unknown); and st_dev."""
 
     mode: int
     ino: int
     btime_ns: int
     mount_id: int
+    device: int
 
 
 def statx(dir_fd: int, name: bytes) -> Statx:
@@ -212,7 +213,8 @@ def statx(dir_fd: int, name: bytes) -> Statx:
     fields = _STATX.unpack_from(buffer)
     got, mode, ino = fields[0], fields[6], fields[8]
     btime = fields[15] * 1_000_000_000 + fields[16] if got & STATX_BTIME else 0
-    return Statx(mode, ino, btime, fields[28] if got & STATX_MNT_ID else 0)
+    mount_id = fields[28] if got & STATX_MNT_ID else 0
+    return Statx(mode, ino, btime, mount_id, os.makedev(fields[26], fields[27]))
 
 
 def open_beneath(dir_fd: int, name: bytes, flags: int) -> int:

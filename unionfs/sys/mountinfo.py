@@ -51,11 +51,20 @@ def parse(text: bytes) -> list[Mount]:
     return mounts
 
 
+def read_table() -> bytes:
+    """What ``parse`` reads, of this process's mount namespace.
+
+    Raises:
+        OSError: /proc is not there.
+    """
+    with open(MOUNTINFO, "rb") as mountinfo:
+        return mountinfo.read()
+
+
 def read_mounts() -> list[Mount]:
     """The mounts of this process's mount namespace.
 
     Raises:
         OSError: /proc is not there.
     """
-    with open(MOUNTINFO, "rb") as mountinfo:
-        return parse(mountinfo.read())
+    return parse(read_table())
