@@ -132,18 +132,21 @@ class Session:
 
     def close(self) -> None:
         """Remove what is left and let go."""
-        with suppress(FileNotFoundError):
-            remove_staging(self.path)
+        remove_staging(self.path)
         self._lock.release()
 
 
 def remove_staging(path: str) -> None:
-    """Remove a session's directory, its lock last: mostly there is nothing else in it."""
-    if os.listdir(path) == ["lock"]:
-        os.unlink(os.path.join(path, "lock"))
-        os.rmdir(path)
-    else:
-        remove_tree(path)
+    """Remove a session's directory, its lock last: mostly there is nothing else in it.
+
+    Who used it may be removing it at the same time.
+    """
+    with suppress(FileNotFoundError):
+        if os.listdir(path) == ["lock"]:
+            os.unlink(os.path.join(path, "lock"))
+            os.rmdir(path)
+        else:
+            remove_tree(path)
 
 
 #: Seconds that a union's daemon may take to end once it is unmounted.

@@ -9,6 +9,7 @@ import pytest
 
 from cowstore import NotFound, Snapshot, Store, StoreError
 from cowstore.collect import collect
+from cowstore.endings import bury_session
 from cowstore.fsck import check
 from cowstore.layers import write_blobs
 from cowstore.layout import remove_tree
@@ -126,3 +127,14 @@ def test_who_has_just_unmounted_need_not_wait(
     closer.join()
     for fd in (*begun, end[0]):
         os.close(fd)
+
+
+def test_a_burial_meets_whoever_ends_the_session(store: Store) -> None:
+    """A container's supervisor has let go of its session's lock, and removes the directory."""
+    session = Session(store.layout)
+    session.abandon()
+    for name in dead_sessions(store.layout):
+        assert name == session.name
+        remove_tree(session.path)
+        bury_session(store, name)
+    assert not os.path.exists(session.path)
