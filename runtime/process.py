@@ -301,7 +301,8 @@ def change_directory(path: str) -> None:
 def reset_signals() -> None:
     """Handlers and mask as a new program expects them; Python ignores some."""
     for number in range(1, 65):
-        if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
+        # Python knows of all that are not the default: those that it found, and those that it set.
+        if signal.getsignal(number) not in (signal.SIG_DFL, None):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 

@@ -35,7 +35,8 @@ class CodeCache:
     """A finder and loader of modules (importlib.abc) over such a file.
 
     ``index``: by name whether it is a package, its source below ``directory``, when that was
-    changed (ctime) in ns, its size in bytes, and from where to where its code is in ``code``.
+    changed (ctime) in ns, its size in bytes, and from where to where its code is, ``begin`` bytes
+    from the start of the file, which was ``seen`` so.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class CodeCache:
         path: str,
         directory: str,
         index: dict[str, tuple[bool, str, int, int, int, int]],
-        code: memoryview,
+        begin: int,
+        seen: tuple[int, int, int],
     ) -> None:
         self._path = path
         self._directory = directory
         self._index = index
-        self._code = code
+        self._begin = begin
+        self._seen = seen
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -66,10 +69,15 @@ class CodeCache:
         if found.st_ctime_ns != time or found.st_size != size:
             self._forget()
             return None
+        code = self._read(name)
+        if code is None:
+            self.close()
+            return None
         loader: Any = self
         spec = ModuleSpec(name, loader, origin=place, is_package=package)
         spec.has_location = True
         spec.cached = self._path
+        spec.loader_state = code
         if package:
             spec.submodule_search_locations = [os.path.dirname(place)]
         return spec
@@ -79,13 +87,33 @@ class CodeCache:
 
     def exec_module(self, module: ModuleType) -> None:
         """See importlib.abc.Loader."""
-        exec(self.get_code(module.__name__), module.__dict__)
+        spec: Any = module.__spec__
+        code, spec.loader_state = spec.loader_state, None
+        exec(code, module.__dict__)
 
-    def get_code(self, name: str) -> CodeType:
-        """See importlib.abc.InspectLoader."""
-        entry = self._index[name]
-        code: CodeType = marshal.loads(self._code[slice(*entry[4:])])
-        _fix_co_filename(code, f"{self._directory}/{entry[1]}")  # it may be compiled elsewhere
+    def _read(self, name: str) -> CodeType | None:
+        """A module's code; None: the file is another by now.
+
+        It is opened each time, as processes close descriptors that they do not know, and not
+        read as a whole: most of it is not wanted, and memory costs more than calls.
+        """
+        _, source, _, _, start, end = self._index[name]
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            data = (
+                os.pread(fd, end - start, self._begin + start) if _seen(fd) == self._seen else b""
+            )
+        except OSError:
+            data = b""
+        finally:
+            os.close(fd)
+        if len(data) != end - start:
+            return None
+        code: CodeType = marshal.loads(data)
+        _fix_co_filename(code, f"{self._directory}/{source}")  # it may be compiled elsewhere
         return code
 
     def _forget(self) -> None:
@@ -97,9 +125,8 @@ class CodeCache:
                 pass
 
     def close(self) -> None:
-        """Give the memory back; modules are found as ever from here on."""
+        """Modules are found as ever from here on."""
         self._index = {}
-        self._code = memoryview(b"")
 
 
 def use(directory: str = os.path.dirname(_HERE)) -> None:
@@ -133,26 +160,34 @@ def leave() -> None:
     gc.enable()
 
 
+def _seen(fd: int) -> tuple[int, int, int]:
+    """What tells that a file is the same: inode, size, ctime in ns."""
+    found = os.fstat(fd)
+    return found.st_ino, found.st_size, found.st_ctime_ns
+
+
 def _open(path: str, directory: str) -> CodeCache | None:
     """None: there is none, of another Python, damaged, or not of the modules of now."""
     try:
-        # Not mapped: who replaces it in place would kill us, and mmap(3) of Python keeps a
-        # descriptor, which it closes in the end even if that is another's by then.
-        with open(path, "rb", buffering=0) as file:
-            data = memoryview(file.read())
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    rest = data[len(MAGIC) : HEADER]
-    size, index_size = (int.from_bytes(rest[at : at + 8], "little") for at in (0, 8))
-    if data[: len(MAGIC)] != MAGIC or size != len(data):
-        return None
     try:
-        directories, index = marshal.loads(data[HEADER : HEADER + index_size])
-    except (EOFError, TypeError, ValueError):
+        seen = _seen(fd)
+        head = os.pread(fd, HEADER, 0)
+        size, index_size = (
+            int.from_bytes(head[at : at + 8], "little") for at in (len(MAGIC), len(MAGIC) + 8)
+        )
+        if head[: len(MAGIC)] != MAGIC or size != seen[1] or index_size > size:
+            return None
+        directories, index = marshal.loads(os.pread(fd, index_size, HEADER))
+    except (OSError, EOFError, TypeError, ValueError):
         return None
+    finally:
+        os.close(fd)
     if any(changed(f"{directory}/{name}") != time for name, time in directories):
         return None
-    return CodeCache(path, directory, index, data[HEADER + index_size :])
+    return CodeCache(path, directory, index, HEADER + index_size, seen)
 
 
 def changed(path: str) -> int:
