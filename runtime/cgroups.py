@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _PERIOD = 100_000
 _UNLIMITED = ("0", "-1")
+#: Bytes; with less, process 1 would not even come to execute a command. Docker has the same bound.
+_LEAST_MEMORY = 6 << 20
 #: Devices that every container has, its terminals, and nodes of any (which open nothing).
 _DEVICES = ("c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm",
             "c 5:0 rwm", "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm")  # fmt: skip
@@ -132,8 +134,13 @@ def _cpu(request: RunRequest, change: bool) -> list[Limit]:
     period = _PERIOD
     if request.cpu_period:
         period = integer(request.cpu_period, "--cpu-period", 1000, 1_000_000)
-    if request.cpus or request.cpu_quota:
-        if request.cpus:
+    unlimited_cpus = request.cpus == "-1"
+    if unlimited_cpus and not change:
+        pass
+    elif request.cpus or request.cpu_quota:
+        if unlimited_cpus:
+            quota = -1
+        elif request.cpus:
             quota = max(1000, int(real(request.cpus, "--cpus", 0.01, 4096) * period))
         else:
             quota = integer(request.cpu_quota, "--cpu-quota", -1)
@@ -166,6 +173,8 @@ def _memory(request: RunRequest, change: bool) -> list[Limit]:
     memory = 0
     if request.memory and request.memory not in _UNLIMITED:
         memory = size(request.memory, "--memory")
+        if memory < _LEAST_MEMORY:
+            raise RunError(f"--memory {request.memory}: too small", "at least 6m")
     if memory:
         v1 = [("memory.limit_in_bytes", str(memory))]
         v2 = [("memory.max", str(memory))]

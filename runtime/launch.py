@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import select
 
 from runtime import mapping
 from runtime.channel import Channel, pair, raise_if_error
@@ -274,27 +275,57 @@ def finish(
 def _follow(started: Started, plan: Plan, on_pid: Callable[[int, int], None] | None) -> None:
     """Read what the processes tell until the container stands ready."""
     assert started.status is not None
-    while True:
-        message, fds = started.status.receive()
-        raise_if_error(message)
-        kind = message[:1]
-        if kind == b"P":
-            started.pid = int(message[1:])
-            if on_pid is not None:
-                on_pid(started.pid, started.union_pid)
-            if plan.cgroup is not None:
-                os.write(started.commands, b"g")
-        elif kind == b"N":
-            names = message[1:].decode().split()
-            started.namespaces.update(zip(names, fds, strict=True))
-        elif kind == b"O":
-            started.namespaces["outer"] = fds[0]
-        elif kind == b"T":
-            started.terminal = fds[0]
-        elif kind == b"R":
-            return
-        elif not message:
-            raise Died("the container's first process died while it was prepared")
+    first = -1
+    try:
+        while True:
+            # The channel stays open as long as the union's daemon does.
+            if first >= 0 and not _tells_more(started.status, first):
+                raise Died("the container's first process died while it was prepared")
+            message, fds = started.status.receive()
+            if message[:1] == b"P":
+                first = os.pidfd_open(int(message[1:]))
+            if _heard(started, plan, on_pid, message, fds):
+                return
+    finally:
+        if first >= 0:
+            os.close(first)
+
+
+def _tells_more(status: Channel, process: int) -> bool:
+    """Wait for a message; False: the process has ended without one."""
+    poll = select.poll()
+    for fd in (status.fd, process):
+        poll.register(fd, select.POLLIN)
+    # What it told before its end is there when that is seen.
+    return status.fd in dict(poll.poll()) or status.fd in dict(poll.poll(0))
+
+
+def _heard(
+    started: Started,
+    plan: Plan,
+    on_pid: Callable[[int, int], None] | None,
+    message: bytes,
+    fds: list[int],
+) -> bool:
+    """Take in one message of ``_follow``; whether it was the last one."""
+    raise_if_error(message)
+    kind = message[:1]
+    if kind == b"P":
+        started.pid = int(message[1:])
+        if on_pid is not None:
+            on_pid(started.pid, started.union_pid)
+        if plan.cgroup is not None:
+            os.write(started.commands, b"g")
+    elif kind == b"N":
+        names = message[1:].decode().split()
+        started.namespaces.update(zip(names, fds, strict=True))
+    elif kind == b"O":
+        started.namespaces["outer"] = fds[0]
+    elif kind == b"T":
+        started.terminal = fds[0]
+    elif not message:
+        raise Died("the container's first process died while it was prepared")
+    return kind == b"R"
 
 
 def abort(started: Started) -> None:

@@ -355,7 +355,7 @@ def build(
             "gidMappings": _mappings(ids.inner_gids),
             "timeOffsets": time_offsets(request),
             "devices": devices,
-            "sysctl": dict(_pair(word, "--sysctl") for word in request.sysctl),
+            "sysctl": _sysctls(request, found),
             "maskedPaths": [] if unmask else [*MASKED, *options.get("mask", ())],
             "readonlyPaths": [] if unmask else list(READ_ONLY),
         },
@@ -376,6 +376,44 @@ def _kept_user(ids: IdPlan, facts: HostFacts) -> str:
 
 def _mappings(ranges: tuple[tuple[int, int, int], ...]) -> list[dict[str, int]]:
     return [{"containerID": a, "hostID": b, "size": c} for a, b, c in ranges]
+
+
+#: Parameters that a namespace has of its own, by its type in the configuration. They are let
+#: through by name, since for others the kernel asks no more of root than to be root.
+_SYSCTLS = {
+    "ipc": ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall",
+            "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced", "fs.mqueue.*"),
+    "network": ("net.*",),
+    "user": ("user.*",),
+    "uts": ("kernel.domainname",),
+}  # fmt: skip
+
+
+def _sysctls(request: RunRequest, namespaces: list[dict[str, str]]) -> dict[str, str]:
+    """``--sysctl``, of namespaces that are not the host's.
+
+    Raises:
+        RunError: one that is the host's, or no name.
+    """
+    chosen = dict(_pair(word, "--sysctl") for word in request.sysctl)
+    allowed = [
+        name
+        for one in namespaces
+        if one.get("path", "container:").startswith("container:")  # elsewhere it may be the host's
+        for name in _SYSCTLS.get(one["type"], ())
+    ]
+    for name in chosen:
+        dotted = name.replace("/", ".")
+        known = any(
+            dotted == rule or (rule.endswith("*") and dotted.startswith(rule[:-1]))
+            for rule in allowed
+        )
+        if not all(dotted.split(".")) or not known:
+            raise RunError(
+                f"--sysctl {name}: not of a namespace of the container's own",
+                "net.*, fs.mqueue.*, user.*, kernel.shm*, kernel.msg* and kernel.sem can be",
+            )
+    return chosen
 
 
 def _pair(word: str, what: str) -> tuple[str, str]:

@@ -356,22 +356,33 @@ class Containers:
         Raises:
             RunError: another has it.
         """
-        path = f"{self.root}/names/{name}"
+        holder = self._take(name, container)
+        if holder:
+            from runtime.removal import sweep
+
+            # It may be of a container that a supervisor that died was to remove.
+            sweep(self.root)
+            holder = self._take(name, container)
+        if holder:
+            raise RunError(
+                f"container name {name} is in use by {holder[:SHORT]}",
+                f"choose another, or remove that one: pyrun rm {name}",
+            )
+        return name
+
+    def _take(self, name: str, container: Container) -> str:
+        """Take a name; whose it is, if it is another's."""
         try:
             lock = self._lock_names()
             try:
                 holder = self._holder(name)
-                if holder:
-                    raise RunError(
-                        f"container name {name} is in use by {holder[:SHORT]}",
-                        f"choose another, or remove that one: pyrun rm {name}",
-                    )
-                os.symlink(container.id, path)
+                if not holder:
+                    os.symlink(container.id, f"{self.root}/names/{name}")
             finally:
                 os.close(lock)
         except OSError as error:
             raise RunError(f"container name {name}: {error.strerror}") from None
-        return name
+        return holder
 
     def drop_name(self, name: str, container: Container) -> None:
         """Give a name back."""

@@ -741,6 +741,10 @@ class Supervisor:
                 names = list(started.namespaces)
                 fds_out = tuple(started.namespaces.values())
                 return {"names": names, "pid": started.pid, "union": started.union_pid}, fds_out
+            case "drain":
+                for fd in fds:
+                    self._drain(os.dup(fd))
+                return {"ok": True}, ()
             case "policy":
                 self.restart = str(request["restart"])
                 return {"ok": True}, ()
@@ -749,6 +753,23 @@ class Supervisor:
                 self.container.save_state(status="paused" if self.paused else "running")
                 return {"ok": True}, ()
         raise RunError(f"unknown request {request.get('op')}")
+
+    def _drain(self, fd: int) -> None:
+        """Read what is said on a terminal that nobody is at, until its last process has ended."""
+
+        def drop(_events: int) -> None:
+            try:
+                gone = not os.read(fd, _CHUNK)
+            except BlockingIOError:
+                return
+            except OSError:
+                gone = True  # EIO: nobody has it open any more
+            if gone:
+                self.unwatch(fd)
+                os.close(fd)
+
+        os.set_blocking(fd, False)
+        self.watch(fd, drop)
 
     def _drop_waiting(self, channel: Channel) -> None:
         self.unwatch(channel.fd)

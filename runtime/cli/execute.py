@@ -89,6 +89,8 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
         try:
             _relay(entered.terminal, keys, bool(values.get("interactive")))
         except console.Detached:
+            # Without anybody at its terminal it would be hung up.
+            console.ask(container.directory, {"op": "drain"}, (entered.terminal,))
             sys.stderr.write("\r\n")
             return 0
     return entered.wait()

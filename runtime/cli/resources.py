@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGESIZE")
 _PASSES = 1000
+#: Seconds over which ``stats`` measures what it shows once.
+_SAMPLE = 0.5
 
 
 def _running(word: str, root: str) -> state.Container:
@@ -94,6 +96,7 @@ def _process(pid: int) -> dict[str, Any] | None:
         "User": int(status[b"Uid"].split()[1]),
         "State": fields[0].decode(),
         "CpuSeconds": round((int(fields[11]) + int(fields[12])) / _TICKS, 2),
+        "ReapedSeconds": round((int(fields[13]) + int(fields[14])) / _TICKS, 2),
         "Threads": int(fields[17]),
         "Memory": int(fields[21]) * _PAGE,
         "Command": (command or b"[" + head.partition(b"(")[2] + b"]").decode(errors="replace"),
@@ -133,13 +136,22 @@ def _number(path: str) -> int | None:
         return None
 
 
+def _pairs(path: str) -> dict[str, int]:
+    """A file of names and numbers (cgroup-v2.rst, "Flat keyed")."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return {name: int(value) for name, value in (line.split() for line in file)}
+    except (OSError, ValueError):
+        return {}
+
+
 def usage(container: state.Container) -> dict[str, Any]:
     """What a container uses: by its cgroup where it has one, else added up from /proc."""
     found = processes(container)
     item: dict[str, Any] = {
         "Id": container.id,
         "Name": container.name,
-        "CpuSeconds": round(sum(entry["CpuSeconds"] for entry in found), 2),
+        "CpuSeconds": round(sum(one["CpuSeconds"] + one["ReapedSeconds"] for one in found), 2),
         "Memory": sum(entry["Memory"] for entry in found),
         "MemoryLimit": None,
         "Pids": sum(entry["Threads"] for entry in found),
@@ -150,6 +162,9 @@ def usage(container: state.Container) -> dict[str, Any]:
         return item
     v1 = plan.version == "1"
     memory = cgroupfs.directory_of(plan, "inner", "memory")
+    used = {} if v1 else _pairs(f"{memory}/cpu.stat")
+    if "usage_usec" in used:
+        item["CpuSeconds"] = round(used["usage_usec"] / 1e6, 2)
     current = _number(f"{memory}/memory.usage_in_bytes" if v1 else f"{memory}/memory.current")
     if current is not None:
         item["Memory"], item["Source"] = current, "cgroup"
@@ -162,24 +177,40 @@ def usage(container: state.Container) -> dict[str, Any]:
     return item
 
 
+def _usage_of(container: state.Container, named: bool) -> dict[str, Any] | None:
+    """``usage``; None: it has just ended, and nobody asked for it by name."""
+    try:
+        return usage(container)
+    except (RunError, OSError):
+        if named:
+            raise
+        return None
+
+
 def stats(options: dict[str, Any], rest: list[str], root: str) -> int:
     """``pyrun stats``: once into a pipe or file, every second on a terminal."""
     import time
 
-    once = options.get("no_stream") or options.get("json") or not sys.stdout.isatty()
+    shown = any(options.get(word) for word in ("no_stream", "json", "format"))
+    once = shown or not sys.stdout.isatty()
     before: dict[str, tuple[float, float]] = {}
+    again = once  # a share of the processors is of some time, for which nothing is shown
     while True:
         if rest:
             chosen = [_running(word, root) for word in rest]
         else:
             chosen = [one for one in state.Containers(root).all() if one.supervised()]
-        items = [usage(container) for container in chosen]
+        items = [item for container in chosen if (item := _usage_of(container, bool(rest)))]
         now = time.monotonic()
         for item in items:
             then, seconds = before.get(item["Id"], (0.0, 0.0))
             share = (item["CpuSeconds"] - seconds) / (now - then) if then else 0.0
             item["CpuPercent"] = round(100 * share, 1)
             before[item["Id"]] = (now, item["CpuSeconds"])
+        if again and items:
+            again = False
+            time.sleep(_SAMPLE)
+            continue
         if show(options, items):
             return 0
         rows = [

@@ -96,6 +96,8 @@ _libc.mount.argtypes = [_chars, _chars, _chars, _ulong, _chars]
 _libc.prctl.argtypes = [ctypes.c_int, _ulong, _ulong, _ulong, _ulong]
 
 _OPEN_HOW = struct.Struct("=QQQ")
+#: EAGAIN of openat2(2) tells that a rename or a mount, anywhere, came in between.
+_OPEN_AGAIN = 1000
 _MOUNT_ATTR = struct.Struct("=QQQQ")
 
 
@@ -178,8 +180,13 @@ def mount_setattr(
 
 
 def openat2(dir_fd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
-    """openat2(2)."""
+    """openat2(2); again while mounts or renames elsewhere keep ``..`` from being followed."""
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
+    for _ in range(_OPEN_AGAIN):
+        try:
+            return _call(_SYS_OPENAT2, dir_fd, _chars(path), how, len(how), what=path)
+        except BlockingIOError:
+            pass
     return _call(_SYS_OPENAT2, dir_fd, _chars(path), how, len(how), what=path)
 
 

@@ -106,3 +106,25 @@ def test_who_follows_a_log_gets_to_its_end(any_pyrun: Pyrun, how: str) -> None:
                 os.kill(json.loads(Path(told, "state.json").read_text())["supervisor"], 9)
                 follower.communicate(timeout=_DEADLINE)
         any_pyrun("rm", "--force", "f")
+
+
+def test_a_further_command_is_left_at_its_terminal(any_pyrun: Pyrun) -> None:
+    any_pyrun.start("x", "sleep", "1000")
+    master, slave = os.openpty()
+    say = "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done"
+    script = f"echo up; sleep 1; {say}; : >/ended; exec sleep 999"
+    with subprocess.Popen(
+        [*any_pyrun.command, "exec", "-i", "-t", "x", "sh", "-c", script],
+        env=any_pyrun.environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+    ) as process:  # fmt: skip
+        os.close(slave)
+        try:
+            said = _until(master, b"up")
+            os.write(master, b"\x10\x11")
+            assert process.wait(_DEADLINE) == 0, said
+        finally:
+            process.kill()
+    os.close(master)
+    wait = "i=0; until [ -e /ended -o $i = 400 ]; do sleep 0.05; i=$((i+1)); done; [ -e /ended ]"
+    any_pyrun("exec", "x", "sh", "-c", wait)
+    assert "sleep 999" in any_pyrun("top", "x").stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import random
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime import launch
+from runtime.channel import pair
 from tests.runtime.conftest import PATIENCE, Pyrun
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -105,3 +108,35 @@ def test_a_name_whose_container_is_gone_is_given_back(any_pyrun: Pyrun) -> None:
     os.lchown(stale, names.stat().st_uid, names.stat().st_gid)
     any_pyrun("ps")
     assert [path.name for path in names.iterdir()] == ["kept"]
+
+
+def test_a_name_is_free_whose_container_was_to_be_removed(any_pyrun: Pyrun) -> None:
+    """Its supervisor could not, and no other command has come by."""
+    any_pyrun.start("st", "sleep", "1000", options=("--rm",))
+    (state,) = (any_pyrun.place / "pyrun").glob("containers/*/state.json")
+    os.kill(json.loads(state.read_text())["supervisor"], signal.SIGKILL)
+    end = time.monotonic() + _SECONDS
+    while any_pyrun.run("true", options=("--name", "st"), code=None).returncode:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_first_process_that_dies_unheard_is_noticed() -> None:
+    """Others have the channel open, too: its end is not the channel's."""
+    for said in (b"", b"last word"):
+        ours, theirs = pair()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                if said:
+                    theirs.send(said)
+            finally:
+                os._exit(0)
+        process = os.pidfd_open(pid)
+        os.waitpid(pid, 0)
+        try:
+            assert launch._tells_more(ours, process) == bool(said)
+        finally:
+            os.close(process)
+            ours.close()
+            theirs.close()

@@ -43,6 +43,7 @@ def test_values_for_both_versions() -> None:
     [
         {"cpus": "0"},
         {"cpus": "nan"},
+        {"memory": "100k"},
         {"cpus": "1", "cpu_quota": "5000"},
         {"cpu_shares": "1"},
         {"memory": "1g", "memory_swap": "1m"},

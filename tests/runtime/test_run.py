@@ -195,8 +195,12 @@ def test_limits_of_processes(any_pyrun: Pyrun) -> None:
 def test_sysctls_of_its_own_namespaces(any_pyrun: Pyrun) -> None:
     options = ("--sysctl", "net.ipv4.ip_forward=1")
     assert any_pyrun.out("cat", "/proc/sys/net/ipv4/ip_forward", options=options) == "1\n"
-    done = any_pyrun.run("true", options=("--sysctl", "kernel.panic=1"), code=125)
-    assert "--sysctl kernel.panic" in done.stderr
+    for name in ("kernel.panic", "vm.swappiness", "vm/swappiness", "net/../vm/swappiness", "net"):
+        done = any_pyrun.run("true", options=("--sysctl", f"{name}=60"), code=125)
+        assert f"--sysctl {name}: not of a namespace" in done.stderr
+    for kind, name in (("network", "net.ipv4.ip_forward"), ("ipc", "fs.mqueue.msg_max")):
+        shared = (f"--{kind}", "host", "--sysctl", f"{name}=1")
+        assert f"--sysctl {name}: not of" in any_pyrun.run("true", options=shared, code=125).stderr
 
 
 def test_the_time_namespace(any_pyrun: Pyrun) -> None:
