@@ -353,13 +353,18 @@ def _plan_v1(request: RunRequest, limits: list[Limit], host: Host, name: str) ->
 
 
 def _below_mount(place: str, controller: str, parent: str) -> str:
-    """``--cgroup-parent`` counts from the controller's mount, as a path in its tree."""
+    """``--cgroup-parent``: a path from the controller's mount, or else from the caller's group.
+
+    The caller's groups may be elsewhere in each tree.
+    """
+    own = f"{place}/{parent}"
     for line in read("/proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
         words = right.split()
         if words[0] == "cgroup" and controller in words[2].split(","):
-            return f"{left.split()[4]}/{parent}"
-    return f"{place}/{parent}"
+            counted = f"{left.split()[4]}/{parent}"
+            return own if os.path.isdir(own) and not os.path.isdir(counted) else counted
+    return own
 
 
 def _files(where: str, files: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...] | str:

@@ -182,6 +182,8 @@ def _container(
 ) -> None:
     """The container's first process."""
     try:
+        if plan.init:
+            init.hold_signals()
         calls.set_dumpable(False)
         calls.set_name(b"pyrun-init")
         calls.set_command_line(b"pyrun-init")

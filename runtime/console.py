@@ -185,7 +185,7 @@ class Relay:
             return
         try:
             write_all(target, data)
-        except BrokenPipeError:
+        except OSError:  # nobody reads, or the disk is full
             self.poll.unregister(fd)
             del self.outputs[fd]
             os.close(fd)  # the container sees that nobody reads
@@ -268,8 +268,10 @@ class Invitation:
         self.streams = ()
 
 
-def follow(channel: Channel, message: bytes, fds: list[int]) -> int:
+def follow(channel: Channel, message: bytes, fds: list[int], early: Sequence[int] = ()) -> int:
     """What a command is to end with whose container's supervisor has sent ``message``.
+
+    ``early`` are signals that came before, and have not ended what was not a container then.
 
     Raises:
         RunError: what that tells.
@@ -291,6 +293,8 @@ def follow(channel: Channel, message: bytes, fds: list[int]) -> int:
     streams = [next(rest) if there else -1 for there in word["streams"]]
     proxy(channel, tty=word["tty"], signals=word["signals"])
     attachment = Attachment(channel, *streams)
+    for came in early:
+        os.kill(os.getpid(), came)
     try:
         return report_end(attachment.relay(parse_keys(word["keys"]), word["tty"]))
     except Detached:

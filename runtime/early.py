@@ -12,6 +12,7 @@ same streams. It says itself what is wrong, and its exit code is the command's.
 from __future__ import annotations
 
 import os
+import sys
 
 from runtime.channel import Channel, pair
 from runtime.console import follow
@@ -44,19 +45,29 @@ def part(work: Callable[[], int]) -> int:
         try:
             ours.close()
             _work(work, theirs, called)
+        except KeyboardInterrupt:
+            os._exit(130)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()  # a bug of ours
+            sys.stderr.flush()
         finally:
             os._exit(125)
     theirs.close()
+    early: list[int] = []
     for number in ENDING:
-        _on(number, lambda n, _frame: _pass_on(child, n))
+        _on(number, lambda n, _frame: _pass_on(child, n, early))
     message, fds = ours.receive()
     if message:
-        return follow(ours, message, fds)
+        return follow(ours, message, fds, early)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return status if status >= 0 else 128 - status
 
 
-def _pass_on(child: int, number: int) -> None:
+def _pass_on(child: int, number: int, passed: list[int]) -> None:
+    """To the child, as long as that is a part of the command; a supervisor is not ended so."""
+    passed.append(number)
     try:
         os.kill(child, number)
     except ProcessLookupError:

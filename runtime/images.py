@@ -68,8 +68,8 @@ class _Opened:
     def release(self) -> None:
         """Close it, before a fork."""
         if self.store is not None and self.pid == os.getpid():
-            self.store.close()
-            self.store = None
+            store, self.store = self.store, None  # a signal may end this in between
+            store.close()
 
     def leave(self) -> None:
         """Use it no more, and close nothing: who closes it last writes its log out and syncs it.

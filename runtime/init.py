@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 #: Not passed on: what cannot be caught, and what is about init itself.
 _OWN = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGSEGV, signal.SIGBUS,
         signal.SIGFPE, signal.SIGILL, 32, 33}  # fmt: skip
+_WAITED = set(range(1, 65)) - _OWN | {signal.SIGCHLD}
+
+
+def hold_signals() -> None:
+    """Keep signals for ``run``, from the beginning on.
+
+    A first process is not sent those that it has no handler for, unless they are blocked
+    (pid_namespaces(7), "The namespace init process").
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
 
 
 def _stdio(stdio: tuple[int, int, int]) -> None:
@@ -72,10 +82,7 @@ def run(
     program: bytes,
     groups: bool,
 ) -> NoReturn:
-    """Fork the command, then serve as process 1 until it ends."""
-    every = set(range(1, 65)) - _OWN
-    waited = every | {signal.SIGCHLD}
-    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+    """Fork the command, then serve as process 1 until it ends; ``hold_signals`` comes before."""
     child = os.fork()
     if child == 0:
         replace(process, status, stdio, terminal, streams, program, groups, first=False)
@@ -88,7 +95,7 @@ def run(
     os.chdir("/")
     _shed()
     while True:
-        number = signal.sigwaitinfo(waited).si_signo
+        number = signal.sigwaitinfo(_WAITED).si_signo
         if number == signal.SIGCHLD:
             code = _reap(child)
             if code is not None:

@@ -162,9 +162,9 @@ class Intermediate:
         self._channel.close()
         try:
             os.kill(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        os.waitpid(self.pid, 0)
+            os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # ``abort`` was there before
         try:
             mapping.finish(self._helpers)
         except RunError:
@@ -316,6 +316,8 @@ def _heard(
             on_pid(started.pid, started.union_pid)
         if plan.cgroup is not None:
             os.write(started.commands, b"g")
+            if plan.root.kind == "union" and started.status is not None:
+                started.status.send(b"g")
     elif kind == b"N":
         names = message[1:].decode().split()
         started.namespaces.update(zip(names, fds, strict=True))

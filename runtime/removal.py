@@ -147,15 +147,18 @@ def sweep(root: str, *, patient: bool = False) -> None:
             continue
         try:
             kill_left(container)
-            container.save_state(
-                status="exited",
-                exit_code=137,
-                pid=0,
-                union_pid=0,
-                finished=state.now(),
-                error="its supervisor has died",
-            )
-            state.record_event(root, "container", "die", container, code=137)
+            try:
+                container.save_state(
+                    status="exited",
+                    exit_code=137,
+                    pid=0,
+                    union_pid=0,
+                    finished=state.now(),
+                    error="its supervisor has died",
+                )
+                state.record_event(root, "container", "die", container, code=137)
+            except OSError:
+                pass  # a full disk: the next command tries again
             if container.config.get("request", {}).get("rm"):
                 remove_files(container, volumes=True)
         finally:

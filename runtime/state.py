@@ -53,7 +53,7 @@ def default_root() -> str:
     told = os.environ.get("PYRUN_ROOT")
     if told:
         return os.path.abspath(told)
-    if os.geteuid() == 0 and not os.environ.get("_CONTAINERS_USERNS_CONFIGURED"):
+    if os.geteuid() == 0 and _is_root():
         return "/var/lib/pyrun"
     data = os.environ.get("XDG_DATA_HOME", "")
     if data.startswith("/"):
@@ -62,6 +62,17 @@ def default_root() -> str:
     if not home.startswith("/"):
         raise RunError("no place for containers: HOME is not set", "give --root DIR")
     return f"{home}/.local/share/pyrun"
+
+
+def _is_root() -> bool:
+    """Whether we are in no user namespace: root of one is a user, as for the store."""
+    if os.environ.get("_CONTAINERS_USERNS_CONFIGURED"):
+        return False
+    try:
+        with open("/proc/self/uid_map", "rb") as uid_map:
+            return uid_map.read().split() == [b"0", b"0", b"4294967295"]
+    except OSError:
+        return True
 
 
 def now() -> str:

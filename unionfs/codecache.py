@@ -20,9 +20,12 @@ from _imp import _fix_co_filename  # type: ignore[attr-defined]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from collections.abc import Sequence
     from types import CodeType, ModuleType
     from typing import Any, Final
+else:
+    import _signal
 
 _HERE: Final = os.path.dirname(os.path.abspath(__file__))
 #: The form of this file, and that of the interpreter's code.
@@ -132,8 +135,11 @@ class CodeCache:
 def use(directory: str = os.path.dirname(_HERE)) -> None:
     """Import modules of ours from the file from here on; makes it if need be.
 
-    ``directory`` holds our packages.
+    ``directory`` holds our packages. While they are imported an interrupt ends this process
+    without a word, until ``errors.interruptible``.
     """
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     if sys.flags.optimize or sys.pycache_prefix is not None:
         return
     path = f"{directory}/unionfs/__pycache__/start.{sys.implementation.cache_tag}.pyc"

@@ -6,8 +6,11 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from collections.abc import Collection
     from types import TracebackType
+else:
+    import _signal
 
 
 class UserError(Exception):
@@ -37,6 +40,12 @@ def show(error: UserError) -> None:
     sys.stderr.write(f"error: {printable(str(error))}\n")
     if error.hint:
         sys.stderr.write(f"hint: {printable(error.hint)}\n")
+
+
+def interruptible() -> None:
+    """From here on an interrupt raises KeyboardInterrupt, which the caller handles."""
+    if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 
 
 def show_as(error: UserError, program: str, verbs: Collection[str]) -> None:

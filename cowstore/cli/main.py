@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from unionfs.errors import UserError, show, show_as
+from unionfs.errors import UserError, interruptible, show, show_as
 from unionfs.words import Arguments, split
 
 TYPE_CHECKING = False
@@ -81,6 +81,7 @@ def main(
     _called = called, verbs
     told = sys.argv[1:] if words is None else list(words)
     try:
+        interruptible()
         quick = quick_arguments(told)
         if quick is not None:
             _hurry(quick, alone=words is None)

@@ -105,6 +105,7 @@ def _status_text(item: dict[str, Any]) -> str:
     return str(status).capitalize()
 
 
+_FILTERS = ("name", "id", "status", "exited", "ancestor", "label", "health")
 _STATUSES = ("created", "starting", "running", "paused", "restarting", "stopping", "exited")
 
 
@@ -122,8 +123,6 @@ def _matches(item: dict[str, Any], filters: tuple[str, ...]) -> bool:
             "label": name in labels and (not equals or labels[name] == wanted),
             "health": item["Health"] == value,
         }
-        if key not in tests:
-            raise RunError(f"--filter {word}: unknown key", f"there are: {', '.join(tests)}")
         if not tests[key]:
             return False
     return True
@@ -132,6 +131,8 @@ def _matches(item: dict[str, Any], filters: tuple[str, ...]) -> bool:
 def _ps(options: Options, rest: list[str], root: str) -> int:
     for word in options.get("filter", ()):
         key, _, value = word.partition("=")
+        if key not in _FILTERS:
+            raise RunError(f"--filter {word}: unknown key", f"there are: {', '.join(_FILTERS)}")
         if key == "status" and value not in _STATUSES:
             raise RunError(f"--filter {word}: no such status", ", ".join(_STATUSES))
     if rest:
@@ -349,7 +350,9 @@ def _rename(options: Options, rest: list[str], root: str) -> int:
     from runtime.volumes import is_name
 
     if not is_name(rest[1]):
-        raise RunError(f"container name {rest[1]}: not a name")
+        raise RunError(
+            f"container name {rest[1]}: not a name", "letters, digits, and _ . - after the first"
+        )
     containers = state.Containers(root)
     container = containers.find(rest[0])
     old = container.name

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
 class Target(Record):
     """What exec needs of a running container."""
 
@@ -67,6 +70,8 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
     else:
         pipes = _Pipes(bool(values.get("interactive")))
         stdio = pipes.theirs
+    # For the process, once it is there; meanwhile, and for the joiner, they wait.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     entered = enter.start(
         process,
         namespaces,
@@ -81,6 +86,7 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
         entered.wait()
         return 0
     _forward_signals(entered.pid, entered.terminal)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     if pipes is not None:
         pipes.entered()
         pipes.relay(os.pidfd_open(entered.joiner))
@@ -248,7 +254,7 @@ def _forward_signals(pid: int, terminal: int) -> None:
         except OSError:
             pass
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for number in _FORWARDED:
         signal.signal(number, forward)
     if terminal >= 0:
 

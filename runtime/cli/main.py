@@ -12,7 +12,7 @@ import os
 import sys
 
 from runtime.errors import RunError
-from unionfs.errors import UserError, show, show_as
+from unionfs.errors import UserError, interruptible, show, show_as
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,9 +109,11 @@ def _main(words: list[str]) -> int:
     gc.disable()  # a command ends before it is worth it; what lives on enables it
     _open_streams()
     if _command_of(words) != "run":
+        interruptible()
         return _guarded(words, lambda: _dispatch(words))
     from runtime import early
 
+    interruptible()
     return _guarded(words, lambda: early.part(lambda: _guarded(words, lambda: _dispatch(words))))
 
 
@@ -144,8 +146,8 @@ def _guarded(words: list[str], work: Callable[[], int]) -> int:
     except OSError as error:
         if "--debug" in words:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        show(UserError(f"{os.fsdecode(where)}{error.strerror or error}"))
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        show(UserError(f"{where}{error.strerror or error}"))
         return failed
     except Exception:
         import traceback

@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,3 +169,36 @@ def test_signals_that_are_not_proxied_end_the_command_alone(
     said = any_pyrun("inspect", "alone").stdout
     assert '"running"' in said, said
     any_pyrun("rm", "--force", "alone")
+
+
+def test_an_interrupt_ends_a_further_command(any_pyrun: Pyrun) -> None:
+    """A terminal sends it to all that exec consists of on this side."""
+    any_pyrun.start("x", "sleep", "1000")
+    for _ in range(3):
+        with subprocess.Popen(
+            [*any_pyrun.command, "exec", "x", "sh", "-c", "echo up; exec sleep 999"],
+            env=any_pyrun.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None and process.stdout.readline() == b"up\n"
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(PATIENCE) == 130, process.stderr
+            assert process.stderr is not None and process.stderr.read() == b""
+    left = [line for line in any_pyrun("top", "x").stdout.splitlines() if "[sleep]" in line]
+    assert "sleep 999" not in any_pyrun("top", "x").stdout and not left
+
+
+def test_interrupts_at_any_moment(any_pyrun: Pyrun) -> None:
+    """It ends in the usual way, or the container gets the signal; nothing is left."""
+    for step in range(24):
+        with _running(any_pyrun, "--rootfs", str(any_pyrun.rootfs), "sleep", "1000") as process:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            while not children.read_text():  # before that it is Python that begins
+                time.sleep(0.001)
+            time.sleep(step * 0.004)
+            os.killpg(process.pid, signal.SIGINT)
+            said = process.communicate(timeout=PATIENCE)[1]
+            assert process.returncode == 130, (step, process.returncode, said)
+            assert said in ("", "error: interrupted before its start\n"), (step, said)
+    any_pyrun("ps", "-a")
+    _nothing_left(any_pyrun)

@@ -133,13 +133,13 @@ def delegated() -> Iterator[str]:
     """A v1 subtree that root has handed to the test's user."""
     if os.geteuid() != 0:
         pytest.skip("needs root to hand a cgroup over")
-    _needs_v1("memory", "pids")
+    _needs_v1("memory", "pids", "cpu")
     name = f"pyrun-test-{os.getpid()}"
     made = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
         words = right.split()
-        if words[0] == "cgroup" and {"memory", "pids"} & set(words[2].split(",")):
+        if words[0] == "cgroup" and {"memory", "pids", "cpu"} & set(words[2].split(",")):
             directory = Path(left.split()[4]) / name
             directory.mkdir()
             made.append(directory)
@@ -162,6 +162,10 @@ def test_a_delegated_subtree_serves_an_ordinary_user(
         code=None,
     )  # fmt: skip
     assert done.stdout == "137\n", done
+    # These count the union's daemon in, which has an id of its own later.
+    for options in (("--cpus", "0.5"), ("--cpus", "2", "--memory", "64m"), ()):
+        for _ in range(3):
+            pyrun.run("true", options=("--cgroup-parent", delegated, *options))
     pyrun.clean()
     os.chown(tmp_path, 0, 0)
 

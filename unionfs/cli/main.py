@@ -12,7 +12,7 @@ import os
 import sys
 
 from unionfs.cli import plain
-from unionfs.errors import UserError, show
+from unionfs.errors import UserError, interruptible, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -210,6 +210,7 @@ def _exit_code(command: Callable[[Sequence[str]], int], arguments: Sequence[str]
     collecting = gc.isenabled()
     gc.disable()  # nothing is freed while a mount begins; its daemon enables it
     try:
+        interruptible()
         return command(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         show(error)

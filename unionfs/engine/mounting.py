@@ -35,6 +35,8 @@ class MountRequest(Record):
 
 #: What fsconfig(2) takes as a string, in bytes; mount(2) takes a page.
 _LONGEST_OPTION = 255
+#: Documentation/admin-guide/devices.txt.
+_FUSE_DEVICE = os.makedev(10, 229)
 
 
 class Mounted:
@@ -163,7 +165,11 @@ def _mounted(fd: int, request: MountRequest) -> Mounted:
 
 def _open_device() -> int:
     try:
-        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        if os.fstat(fd).st_rdev == _FUSE_DEVICE:
+            return fd
+        os.close(fd)
+        raise UserError("/dev/fuse is another device", "somebody has hidden it: see findmnt -T")
     except FileNotFoundError:
         raise UserError("/dev/fuse does not exist", "load the fuse module: modprobe fuse") from None
     except OSError as error:
