@@ -44,7 +44,12 @@ class Channel:
     def receive(self) -> tuple[bytes, list[int]]:
         """The next message and its descriptors (close-on-exec); empty at the end."""
         space = _socket.CMSG_SPACE(4 * _MAX_FDS)
-        data, ancillary, _, _ = self.sock.recvmsg(_MAX, space, _socket.MSG_CMSG_CLOEXEC)
+        try:
+            data, ancillary, _, _ = self.sock.recvmsg(_MAX, space, _socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            # Told once, when the other end is closed with something unread: what that sent
+            # before comes after it (net/unix/af_unix.c, unix_release_sock).
+            data, ancillary, _, _ = self.sock.recvmsg(_MAX, space, _socket.MSG_CMSG_CLOEXEC)
         fds: list[int] = []
         for level, kind, packed in ancillary:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:

@@ -9,7 +9,7 @@ import select
 from runtime import jsonio
 from runtime.channel import Channel
 from runtime.errors import RunError
-from runtime.lean import signal
+from runtime.lean import ENDING, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 16
 _TIOCGWINSZ = 0x5413
 _TIOCSWINSZ = 0x5414
-_PROXIED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
+_PROXIED = (*ENDING, signal.SIGUSR1,
             signal.SIGUSR2, signal.SIGCONT)  # fmt: skip
 
 
@@ -283,9 +283,7 @@ def follow(channel: Channel, message: bytes, fds: list[int], early: Sequence[int
         os.write(1, f"{started(word)}\n".encode())
         return 0
     if not word["signals"]:
-        from runtime.early import ENDING  # they have been the start's until now
-
-        for number in ENDING:
+        for number in ENDING:  # they have been the start's until now
             if signal.getsignal(number) != signal.SIG_IGN:
                 ends = number == signal.SIGINT  # as in any other command of Python's
                 signal.signal(number, signal.default_int_handler if ends else signal.SIG_DFL)

@@ -16,7 +16,7 @@ import sys
 
 from runtime.channel import Channel, pair
 from runtime.console import follow
-from runtime.lean import signal
+from runtime.lean import ENDING, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from runtime.launch import Intermediate
-
-#: Signals that end a command before its container is there.
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 _caller: Channel | None = None
 _waiting: Intermediate | None = None

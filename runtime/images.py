@@ -12,6 +12,7 @@ from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from cowstore import Image, Snapshot, Store
@@ -240,6 +241,16 @@ def end_lease(session: str) -> None:
             return
         remove_tree(parent, os.path.basename(session))
         os.close(parent)
+
+
+def usage(size_of: Callable[[str], int]) -> tuple[int, int]:
+    """How many images there are, and bytes that the store takes, with the containers' snapshots."""
+    from cowstore.layout import default_root
+
+    if not os.path.isdir(default_root()):
+        return 0, 0  # looking would make it
+    with _opened as store:
+        return len(store.images()), size_of(store.layout.root)
 
 
 def _roots(store: Store) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from runtime import ids, plan, union
 from runtime.channel import Channel, pair
 from runtime.errors import RunError
 from runtime.launch import RECORD
-from runtime.lean import signal
+from runtime.lean import ENDING, signal
 from runtime.sys import calls
 
 TYPE_CHECKING = False
@@ -40,7 +40,7 @@ def wait(channel: Channel, own: bool) -> NoReturn:
 
 def _prepare(channel: Channel, own: bool) -> None:
     signal.set_wakeup_fd(-1)  # the supervisor's
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    for number in (signal.SIGCHLD, *ENDING):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setsid()  # what a terminal sends is not for us

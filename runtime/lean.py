@@ -11,4 +11,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal
 
-__all__ = ["signal"]
+__all__ = ["ENDING", "signal"]
+
+#: Signals that end a command: from a terminal, from others.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

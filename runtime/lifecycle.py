@@ -8,6 +8,7 @@ import sys
 from runtime import console, facts, filters, images, launch, prepare, removal, state
 from runtime.channel import Channel, pair
 from runtime.errors import RunError
+from runtime.lean import ENDING, signal
 from runtime.request import RunRequest, stored_request
 
 TYPE_CHECKING = False
@@ -92,12 +93,18 @@ def create(
         # The helpers that do it need not be waited for.
         waiting.map(prepare.usual_ids(request, host), host.newuidmap, host.newgidmap)
     image_id, image = prepare.image_of(request)
-    container = containers.create(request.name)
     source, held, begun = None, -1, None
     volumes_lock = -1
-    if request.volumes_from or request.volume or request.mount or image.get("Volumes"):
-        volumes_lock = removal.lock_volumes(root, shared=True)
+    # What is made is known to who takes it back, or not made at all.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
+        container = containers.create(request.name)
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        raise
+    try:
+        if request.volumes_from or request.volume or request.mount or image.get("Volumes"):
+            volumes_lock = removal.lock_volumes(root, shared=True)
         if request.rootfs:
             source = _tree(request, container)
         elif fleeting and not (request.storage_opt and prepare.storage_size(request).disk):
@@ -105,6 +112,7 @@ def create(
             source, held = images.lease(image_id, upper, work)
         else:
             source = _snapshot(request, container, image_id)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         plan, config, volumes = prepare.make_plan(
             request, container, image, source, containers, host
         )
@@ -134,6 +142,7 @@ def create(
         container.save_state(status="created", name=container.config["name"])
         state.record_event(root, "container", "create", container)
     except BaseException:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         if begun is not None:
             launch.abort(begun.started)
         if held >= 0:
@@ -143,6 +152,7 @@ def create(
     finally:
         if volumes_lock >= 0:
             os.close(volumes_lock)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return Created(container, plan, [held] if held >= 0 else [], begun)
 
 

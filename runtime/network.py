@@ -61,6 +61,10 @@ def is_address(text: str) -> bool:
     return False
 
 
+class PortTaken(RunError):
+    """A port of the host that cannot be had, for somebody has it."""
+
+
 def _port_range(text: str, what: str) -> list[int]:
     from runtime.values import integer
 
@@ -88,10 +92,11 @@ def _free_port(address: str, protocol: str, port: int) -> int:
         return int(sock.getsockname()[1])
     except OSError as error:
         shown = f"{address}:{port}" if address else str(port)
-        hint = ""
+        text = f"port {shown}/{protocol}: {(error.strerror or '').lower()}"
         if isinstance(error, PermissionError):
             hint = "ports below sysctl net.ipv4.ip_unprivileged_port_start need root"
-        raise RunError(f"port {shown}/{protocol}: {(error.strerror or '').lower()}", hint) from None
+            raise RunError(text, hint) from None
+        raise PortTaken(text, "choose another, or see who has it: pyrun ps; ss -lnp") from None
     finally:
         sock.close()
 
@@ -423,20 +428,22 @@ def _start_slirp(network: NetworkPlan, places: dict[str, str], directory: str) -
     exit_read, exit_write = os.pipe2(os.O_CLOEXEC)
     err_read, err_write = os.pipe2(os.O_CLOEXEC)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    api = f"{directory}/slirp.sock"
+    # By descriptor: the name of a socket has 108 bytes at most (unix(7)).
+    place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     words = [
         "slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback", "--enable-ipv6",
         "--ready-fd=3", "--exit-fd=4", f"--userns-path={places['user']}",
-        f"--api-socket={api}", "--netns-type=path", places["net"], "tap0",
+        "--api-socket=/proc/self/fd/5/slirp.sock", "--netns-type=path", places["net"], "tap0",
     ]  # fmt: skip
     # Sources are numbered above their targets, or duplicating one would overwrite another.
-    high = [_above(fd) for fd in (ready_write, exit_read, err_write, null)]
+    high = [_above(fd) for fd in (ready_write, exit_read, err_write, null, place)]
     actions = [
         (os.POSIX_SPAWN_DUP2, high[3], 0),
         (os.POSIX_SPAWN_DUP2, high[3], 1),
         (os.POSIX_SPAWN_DUP2, high[2], 2),
         (os.POSIX_SPAWN_DUP2, high[0], 3),
         (os.POSIX_SPAWN_DUP2, high[1], 4),
+        (os.POSIX_SPAWN_DUP2, high[4], 5),
     ]
     helper = os.posix_spawn(
         network.helper, words, os.environ, file_actions=actions, setsigdef=_SIGNALS
@@ -449,16 +456,19 @@ def _start_slirp(network: NetworkPlan, places: dict[str, str], directory: str) -
         said = os.read(err_read, 1 << 16).decode(errors="replace").strip()
         os.close(err_read)
         os.close(exit_write)
+        os.close(place)
         os.waitpid(helper, 0)
         raise RunError(f"slirp4netns: {said.rpartition(chr(10))[2]}")
     os.close(err_read)
     started = Helper(helper, exit_write)
     try:
         for port in network.ports:
-            _forward(api, port)
+            _forward(f"/proc/self/fd/{place}/slirp.sock", port)
     except BaseException:
         started.stop()
         raise
+    finally:
+        os.close(place)
     return started
 
 

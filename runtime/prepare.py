@@ -202,9 +202,12 @@ def _root_plan(
             "modprobe fuse; the device must be readable and writable for you; or --storage kernel",
         )
     options = list(source.options)
+    if plan.single:
+        # The kernel has no number for other owners, and refuses their files even to root.
+        options.append("squash_to_root")
     if not source.view:
         if plan.single:
-            options += ["squash_to_root", "xattr_permissions=2"]
+            options.append("xattr_permissions=2")
         elif kind == "union" and _is_foreign(source.lowers, plan):
             plan = ids.show_foreign_as_root(plan)
     options.append("volatile" if request.rm else "redirect_dir=copy")
@@ -347,7 +350,7 @@ def make_plan(
     taken = _taken_ids(containers) if mode.startswith("auto") else ()
     id_plan = ids.plan_ids(mode, who, taken)
     root, id_plan = _root_plan(request, container, source, id_plan, host)
-    chosen = network.choose(request, tuple(image.get("ExposedPorts") or ()))
+    chosen = _network(request, tuple(image.get("ExposedPorts") or ()), container.root)
     limits = cgroups.plan(request, container.id, host.root)
     hostname = _hostname(request, container.id)
     volumes = _volumes(request, image, containers, container)
@@ -378,6 +381,16 @@ def make_plan(
                 "give the user subordinate ids (/etc/subuid), or use Linux 6.12 with Landlock",
             )
     return plan, config, [volume for volume, _ in volumes]
+
+
+def _network(request: RunRequest, exposed: tuple[str, ...], root: str) -> NetworkPlan:
+    try:
+        return network.choose(request, exposed)
+    except network.PortTaken:
+        from runtime.removal import sweep
+
+        sweep(root)  # a supervisor that died has left what serves it
+        return network.choose(request, exposed)
 
 
 def _taken_ids(containers: state.Containers) -> tuple[tuple[int, int], ...]:

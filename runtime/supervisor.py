@@ -20,7 +20,7 @@ from runtime import jsonio, launch, state
 from runtime.channel import Channel, raise_if_error
 from runtime.console import set_window_size
 from runtime.errors import FAILED, RunError
-from runtime.lean import signal
+from runtime.lean import ENDING, signal
 from runtime.logs import LogWriter
 from runtime.status import exit_code, failure_of
 from runtime.sys import calls
@@ -163,7 +163,7 @@ class Supervisor:
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        for number in ENDING:
             signal.signal(number, lambda _number, _frame: self._ask_to_stop(self.stop_timeout))
         self.watch(wake_read, lambda _events: self._woken(wake_read))
         self._listen()
@@ -247,6 +247,7 @@ class Supervisor:
             boot=state.boot_id(),
             started=state.now(),
             finished="",
+            exit_code=0,
             error="",
             restarts=self.restarts,
         )

@@ -115,7 +115,8 @@ def _mount_kernel(root: RootPlan) -> int:
         return calls.new_mount(b"overlay", data, 0)
     except OSError as error:
         raise RunError(
-            f"overlayfs in the kernel: {error.strerror}", "use --storage union"
+            f"overlayfs in the kernel: {error.strerror}",
+            "use --storage union, which needs /dev/fuse (pyrun info), or --storage copy",
         ) from None
 
 

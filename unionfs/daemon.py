@@ -75,9 +75,7 @@ def open_union(options: MountOptions, open_layer: LayerOpener | None = None) -> 
     try:
         union = Union(told)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        if isinstance(where, bytes):
-            where = os.fsdecode(where)
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         raise UserError(f"{where}{error.strerror}") from None
     try:
         masks.update(union)

@@ -8,16 +8,13 @@ import sys
 
 from runtime import console, enter, filters, state
 from runtime.errors import RunError
-from runtime.lean import signal
+from runtime.lean import ENDING, signal
 from runtime.plan import ProcessPlan, process_plan
 from unionfs.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Target(Record):
@@ -71,7 +68,7 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
         pipes = _Pipes(bool(values.get("interactive")))
         stdio = pipes.theirs
     # For the process, once it is there; meanwhile, and for the joiner, they wait.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     entered = enter.start(
         process,
         namespaces,
@@ -254,7 +251,7 @@ def _forward_signals(pid: int, terminal: int) -> None:
         except OSError:
             pass
 
-    for number in _FORWARDED:
+    for number in ENDING:
         signal.signal(number, forward)
     if terminal >= 0:
 

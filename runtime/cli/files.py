@@ -108,6 +108,8 @@ def _unpack(stream: IO[bytes], target: str, module: Any, *, owners: bool) -> Non
         with module.open(fileobj=stream, mode="r|") as archive:
             archive.extraction_filter = _as_ours if not owners else module.fully_trusted_filter
             for member in archive:
+                if member.isfifo() or member.isdev():
+                    sys.stderr.write(f"pyrun: {member.name}: not a file, left out\n")
                 archive.extract(member, target, set_attrs=True, numeric_owner=owners)
     except module.FilterError as error:
         raise RunError(f"refused: {error}") from None
@@ -154,6 +156,8 @@ def _copy_in(session: Session, source: str, target: str, module: Any) -> None:
             with module.open(fileobj=stream, mode="r|") as archive:
                 archive.extraction_filter = module.fully_trusted_filter
                 for member in archive:
+                    if ".." in member.name.split("/"):
+                        raise RunError(f"refused: {member.name} would be outside of {base}")
                     if not contents:
                         head, slash, tail = member.name.partition("/")
                         member.name = f"{wanted}{slash}{tail}" if head else member.name

@@ -25,7 +25,7 @@ _STATUS = """\
 run, start \\-a, attach and exec give the command's own status, 128 + N if signal N ended it, or
 .TP
 125
-pyrun itself failed
+pyrun itself failed, also create, start and restart
 .TP
 126
 the command cannot be executed

@@ -83,7 +83,7 @@ RUN: tuple[Option, ...] = (
     ("--net-rate", "net_rate", "value", "RATE", "bits per second of the private network"),
     ("--cap-add", "cap_add", "list", "CAPABILITY", "one more capability, or ALL"),
     ("--cap-drop", "cap_drop", "list", "CAPABILITY", "one fewer, or ALL"),
-    ("--privileged", "privileged", "flag", "", "all capabilities of its namespaces, no filter"),
+    ("--privileged", "privileged", "flag", "", "all capabilities; root's own of the host"),
     ("--security-opt", "security_opt", "list", "OPTION", "seccomp=FILE|unconfined, ..."),
     ("--landlock", "landlock", "list", "RULE", "ro:PATH, rw:PATH, exec:PATH, net, signals"),
     ("--sysctl", "sysctl", "list", "NAME=VALUE", "a parameter of its namespaces"),
@@ -125,7 +125,7 @@ EXEC: tuple[Option, ...] = (
     ("--env-file", "env_file", "list", "FILE", "variables, one a line"),
     ("-w --workdir", "workdir", "value", "DIR", "working directory"),
     ("-u --user", "user", "value", "USER[:GROUP]", "run as"),
-    ("--privileged", "privileged", "flag", "", "all capabilities of its namespaces, no filter"),
+    ("--privileged", "privileged", "flag", "", "all capabilities; root's own of the host"),
 )
 
 _UPDATE = tuple(
@@ -185,7 +185,10 @@ COMMANDS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
         ),
     ),
     "top": ("CONTAINER", "the processes of a container", _JSON),
-    "inspect": ("NAME...", "everything about containers, images or volumes", _JSON),
+    "inspect": ("NAME...", "everything about containers, images or volumes", (
+        _JSON[0],
+        ("-f --format", *_JSON[1][1:]),
+    )),
     "stats": (
         "[CONTAINER...]",
         "what containers use",
@@ -267,7 +270,10 @@ COMMANDS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
         (("-i --input", "input", "value", "FILE", "in place of standard input"),),
     ),
     "import": ("FILE|- [NAME]", "make an image of a root filesystem's tar archive", ()),
-    "volume": ("create|ls|rm|inspect|prune [NAME...]", "named volumes", _JSON),
+    "volume": ("create|ls|rm|inspect|prune [NAME...]", "named volumes", (
+        ("-f --force", "force", "flag", "", "as for other engines: nothing is asked anyway"),
+        *_JSON,
+    )),
     "network": ("ls", "the kinds of network that work here", _JSON),
     "info": ("", "what works on this host, and why something does not", _JSON),
     "version": ("", "versions", _JSON),

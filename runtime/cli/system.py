@@ -266,6 +266,10 @@ def _df(options: Options, root: str) -> int:
         names = os.listdir(place) if os.path.isdir(place) else []
         total = sum(_tree_size(f"{place}/{entry}") for entry in names)
         items.append({"Kind": kind, "Count": len(names), "Bytes": total})
+    from runtime import images
+
+    count, size = images.usage(_tree_size)
+    items.append({"Kind": "images", "Count": count, "Bytes": size})
     if not show(options, items):
         table(
             ("KIND", "COUNT", "SIZE"),
