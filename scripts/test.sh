@@ -59,6 +59,7 @@ missing_packages() {
     command -v mount >/dev/null || echo mount
     command -v git >/dev/null || echo git
     command -v pasta >/dev/null || echo passt
+    command -v slirp4netns >/dev/null || echo slirp4netns
     command -v skopeo >/dev/null || echo skopeo
     command -v docker-registry >/dev/null || echo docker-registry
     command -v htpasswd >/dev/null || echo apache2-utils

@@ -140,3 +140,14 @@ def test_a_first_process_that_dies_unheard_is_noticed() -> None:
             os.close(process)
             ours.close()
             theirs.close()
+
+
+def test_what_was_said_last_is_heard_though_not_all_was_read() -> None:
+    """The kernel tells ECONNRESET first (unix_release_sock)."""
+    ours, theirs = pair()
+    ours.send(b"for nobody")
+    theirs.send(b"the end")
+    theirs.close()
+    assert ours.receive() == (b"the end", [])
+    assert ours.receive() == (b"", [])
+    ours.close()

@@ -26,7 +26,7 @@ def image(any_pyrun: Pyrun) -> str:
 
 
 def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = 0
+    member.uid = member.gid = 42 if member.name == "./etc/passwd" else 0
     return member
 
 
@@ -36,6 +36,11 @@ def test_an_image_is_run_changed_committed_and_run(any_pyrun: Pyrun, image: str)
     told = any_pyrun(*run, "--rm", image, "sh", "-c", "stat -c %u:%g /etc; echo x >/etc/passwd")
     assert told.stdout == "0:0\n"
     any_pyrun(*run, "--name", "c", image, "sh", "-c", "echo new >/etc/new; rm /etc/group")
+    # With one id there is nobody else for the kernel, and not even root could get at it.
+    owners = any_pyrun(
+        *run, "--rm", "--userns", "single", image, "stat", "-c", "%u:%g", "/etc/passwd"
+    )
+    assert owners.stdout == "0:0\n"
     changes = any_pyrun("diff", "c").stdout.splitlines()
     assert "A /etc/new" in changes and "D /etc/group" in changes
     any_pyrun("commit", "c", "changed:1")

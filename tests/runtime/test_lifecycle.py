@@ -114,6 +114,21 @@ def test_a_symlink_in_the_container_does_not_lead_a_copy_out(
     assert list(victim.iterdir()) == []
 
 
+def test_an_archive_does_not_lead_out_of_its_target(any_pyrun: Pyrun, tmp_path: Path) -> None:
+    import tarfile
+
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("x/../../outside"))
+    any_pyrun.start("c", "sleep", "100")
+    with open(tmp_path / "a.tar", "rb") as stdin:
+        done = subprocess.run(
+            [*any_pyrun.command, "cp", "-", "c:/root"], env=any_pyrun.environment,
+            stdin=stdin, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1 and "refused: x/../../outside" in done.stderr
+    any_pyrun("exec", "c", "sh", "-c", "test ! -e /outside")
+
+
 def test_export_is_the_whole_tree(any_pyrun: Pyrun, tmp_path: Path) -> None:
     any_pyrun.start("c", "sh", "-c", "echo new >/etc/new; echo up; sleep 100")
     wait_for_line(any_pyrun, "c")

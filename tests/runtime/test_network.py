@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -14,6 +15,7 @@ import urllib.request
 import pytest
 
 from runtime import network
+from runtime.facts import find_program
 from tests.runtime.conftest import PATIENCE, Pyrun
 from tests.runtime.test_lifecycle import wait_for_line
 
@@ -51,6 +53,28 @@ def test_a_published_port_and_a_shared_network(root_pyrun: Pyrun) -> None:
         assert connection.recv(10) == b"hello"
     join = ("--network", "container:w", "--rootfs", "/")
     assert root_pyrun("run", "--rm", *join, sys.executable, "-c", _CLIENT).stdout == "hello\n"
+
+
+def test_slirp4netns_where_names_are_long(root_pyrun: Pyrun) -> None:
+    """A socket's name has 108 bytes (unix(7)); a user's home and a container's id are longer."""
+    _needs_helper()
+    if not find_program("slirp4netns"):
+        pytest.skip("neither pasta nor slirp4netns is installed")
+    root = root_pyrun.place / ("long" * 20) / "pyrun"
+    base = ("--root", str(root), "run", "--network", "slirp4netns", "-p", "127.0.0.1::80")
+    root_pyrun(*base, "-d", "--name", "w", "--rootfs", "/", sys.executable, "-c", _SERVER)
+    try:
+        address, _, port = root_pyrun("--root", str(root), "port", "w", "80").stdout.rpartition(":")
+        end = time.monotonic() + PATIENCE
+        said = b""
+        while said != b"hello" and time.monotonic() < end:
+            with contextlib.suppress(OSError):  # until it listens
+                with socket.create_connection((address, int(port)), PATIENCE) as connection:
+                    said = connection.recv(10)
+            time.sleep(0.05)
+        assert said == b"hello"
+    finally:
+        root_pyrun("--root", str(root), "rm", "--force", "w")
 
 
 _WEB = """
