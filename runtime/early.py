@@ -21,12 +21,13 @@ from runtime.lean import ENDING, signal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from runtime.launch import Intermediate
 
 _caller: Channel | None = None
 _waiting: Intermediate | None = None
+_interrupted = 0
 
 
 def part(work: Callable[[], int]) -> int:
@@ -79,14 +80,26 @@ def _on(number: int, handler: Callable[[int, object], None]) -> None:
 
 def _leave(number: int, _frame: object) -> None:
     """Take back what has been made so far; what a terminal sends comes from our parent, too."""
+    global _interrupted
     for each in ENDING:
         signal.signal(each, signal.SIG_IGN)
+    _interrupted = number
     raise KeyboardInterrupt(number)
+
+
+def _ignored(unraisable: Any) -> None:
+    """An interrupt in a callback of Python's own goes no further (sys.unraisablehook).
+
+    ``become_supervisor`` finds what came of it.
+    """
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
 
 
 def _work(work: Callable[[], int], caller: Channel, called: int) -> NoReturn:
     global _caller, _waiting
     _caller = caller
+    sys.unraisablehook = _ignored
     for number in ENDING:
         _on(number, _leave)
     code = 128 + signal.SIGTERM
@@ -114,9 +127,15 @@ def waiting() -> Intermediate | None:
 
 
 def become_supervisor() -> Channel:
-    """From here on the container counts, not the command; the way to who called that."""
+    """From here on the container counts, not the command; the way to who called that.
+
+    Raises:
+        KeyboardInterrupt: the command has been interrupted before.
+    """
     assert _caller is not None
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until the supervisor handles them
+    if _interrupted:
+        raise KeyboardInterrupt(_interrupted)
     from runtime.sys import calls
 
     calls.set_parent_death_signal(0)
