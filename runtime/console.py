@@ -113,9 +113,14 @@ class KeyFilter:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write everything."""
+    """Write everything, also to what others have made non-blocking."""
     while data:
-        data = data[os.write(fd, data) :]
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            waiting = select.poll()
+            waiting.register(fd, select.POLLOUT)
+            waiting.poll()
 
 
 def set_window_size(fd: int, size: tuple[int, int]) -> None:
@@ -143,6 +148,7 @@ class Relay:
         self.source = source
         self.outputs = outputs
         self.filter = KeyFilter(keys if tty else b"")
+        self.failed = ""
         self.poll = select.poll()
 
     def run(self) -> dict[str, Any]:
@@ -150,7 +156,7 @@ class Relay:
 
         Raises:
             Detached: by the keys.
-            RunError: the supervisor has died.
+            RunError: the supervisor has died; what the container said could not all be written.
         """
         self.poll.register(self.channel.fd, select.POLLIN)
         for fd in self.outputs:
@@ -174,6 +180,8 @@ class Relay:
                         for fd in list(self.outputs):
                             while fd in self.outputs:
                                 self._output(fd)
+                        if self.failed:
+                            raise RunError(self.failed, code=125)
                         return dict(word)
 
     def _output(self, fd: int) -> None:
@@ -185,10 +193,12 @@ class Relay:
             return
         try:
             write_all(target, data)
-        except OSError:  # nobody reads, or the disk is full
+        except OSError as error:
             self.poll.unregister(fd)
             del self.outputs[fd]
             os.close(fd)  # the container sees that nobody reads
+            if not isinstance(error, BrokenPipeError) and not self.failed:
+                self.failed = f"standard {'error' if target == 2 else 'output'}: {error.strerror}"
 
     def _input(self) -> None:
         try:

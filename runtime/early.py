@@ -82,7 +82,7 @@ def _leave(number: int, _frame: object) -> None:
     """Take back what has been made so far; what a terminal sends comes from our parent, too."""
     global _interrupted
     for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(each, lambda _number, _frame: None)
     _interrupted = number
     raise KeyboardInterrupt(number)
 

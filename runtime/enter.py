@@ -12,7 +12,7 @@ import os
 from runtime import child, init
 from runtime.channel import Channel, pair, raise_if_error
 from runtime.errors import RunError
-from runtime.lean import signal
+from runtime.lean import ENDING, signal
 from runtime.status import exit_code, failure_of
 from runtime.sys import calls, trampoline
 
@@ -73,6 +73,8 @@ def start(
     """
     ours, theirs = pair()
     report, report_write = os.pipe2(os.O_CLOEXEC)
+    # The joiner is not ended by what its caller's terminal sends: that is for the process.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     joiner = os.fork()
     if joiner == 0:
         ours.close()
@@ -80,11 +82,12 @@ def start(
         _join(
             plan, namespaces, theirs, report_write, program, machine, stdio, single, detach, groups
         )
-    theirs.close()
-    for fd in (report_write, *groups):
-        os.close(fd)
     pid, terminal = 0, -1
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        theirs.close()
+        for fd in (report_write, *groups):
+            os.close(fd)
         while not pid:
             message, fds = ours.receive()
             raise_if_error(message)
@@ -103,7 +106,11 @@ def start(
             raise_if_error(ours.receive()[0])
         except BlockingIOError:
             pass
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):  # they do not know of it
+            for left in (pid, joiner):
+                if left:
+                    os.kill(left, signal.SIGKILL)
         os.waitpid(joiner, 0)
         if terminal >= 0:
             os.close(terminal)

@@ -243,6 +243,7 @@ def begin(
                 os.close(fd)
     except BaseException:
         abort(started)
+        waiting.given = True  # and waited for
         raise
     return started
 

@@ -10,6 +10,7 @@ from runtime.channel import Channel, pair
 from runtime.errors import RunError
 from runtime.lean import ENDING, signal
 from runtime.request import RunRequest, stored_request
+from unionfs.errors import UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def create(
     image_id, image = prepare.image_of(request)
     source, held, begun = None, -1, None
     volumes_lock = -1
-    # What is made is known to who takes it back, or not made at all.
+    containers.reclaim(request.name)
+    # It is known to who takes it back, or not made at all.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         container = containers.create(request.name)
@@ -103,6 +105,7 @@ def create(
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         raise
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if request.volumes_from or request.volume or request.mount or image.get("Volumes"):
             volumes_lock = removal.lock_volumes(root, shared=True)
         if request.rootfs:
@@ -111,8 +114,9 @@ def create(
             upper, work = container.path("upper"), container.path("work")
             source, held = images.lease(image_id, upper, work)
         else:
+            # Its name is known beforehand, so it can be taken back whatever happens meanwhile.
+            source = images.Source(lowers=(), upper="", work="", snapshot=container.id[:32])
             source = _snapshot(request, container, image_id)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         plan, config, volumes = prepare.make_plan(
             request, container, image, source, containers, host
         )
@@ -147,7 +151,10 @@ def create(
             launch.abort(begun.started)
         if held >= 0:
             os.close(held)
-        removal.forget(container, source.to_data() if source is not None else {})
+        try:
+            removal.forget(container, source.to_data() if source is not None else {})
+        except UserError:
+            pass  # what has come first is told
         raise
     finally:
         if volumes_lock >= 0:

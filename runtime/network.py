@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from runtime.errors import RunError
@@ -96,6 +97,8 @@ def _free_port(address: str, protocol: str, port: int) -> int:
         if isinstance(error, PermissionError):
             hint = "ports below sysctl net.ipv4.ip_unprivileged_port_start need root"
             raise RunError(text, hint) from None
+        if error.errno != errno.EADDRINUSE:
+            raise RunError(text, "expected [ADDRESS:]PORT of this host") from None
         raise PortTaken(text, "choose another, or see who has it: pyrun ps; ss -lnp") from None
     finally:
         sock.close()

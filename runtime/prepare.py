@@ -203,12 +203,11 @@ def _root_plan(
         )
     options = list(source.options)
     if plan.single:
-        # The kernel has no number for other owners, and refuses their files even to root.
-        options.append("squash_to_root")
-    if not source.view:
-        if plan.single:
-            options.append("xattr_permissions=2")
-        elif kind == "union" and _is_foreign(source.lowers, plan):
+        # The kernel has no number for other owners, and refuses their files even to root. Whose
+        # a file was stays written down when it is copied up.
+        options += ["squash_to_root", "xattr_permissions=2"]
+    elif not source.view:
+        if kind == "union" and _is_foreign(source.lowers, plan):
             plan = ids.show_foreign_as_root(plan)
     options.append("volatile" if request.rm else "redirect_dir=copy")
     if kind == "union" and (request.cpus or request.cpu_quota or request.cpu_shares):
@@ -387,9 +386,11 @@ def _network(request: RunRequest, exposed: tuple[str, ...], root: str) -> Networ
     try:
         return network.choose(request, exposed)
     except network.PortTaken:
-        from runtime.removal import sweep
+        if request.dry_run:
+            raise
+        from runtime.removal import end_dead
 
-        sweep(root)  # a supervisor that died has left what serves it
+        end_dead(root)  # a supervisor that died has left what serves it
         return network.choose(request, exposed)
 
 

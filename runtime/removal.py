@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 
 from runtime import drafts, jsonio, state
 from runtime.errors import RunError
@@ -27,7 +28,7 @@ def remove_files(container: state.Container, *, volumes: bool = False) -> None:
 
 
 #: What nobody needs of a container that is no more, not even to bring its removal to an end.
-_SMALL = ("state.json", "socket", "hosts", "hostname", "resolv.conf", "log", "supervisor.log")
+_SMALL = ("state.json", "socket", "hosts", "hostname", "resolv.conf", "log")
 
 
 def vanish(container: state.Container) -> state.Container:
@@ -165,6 +166,19 @@ def sweep(root: str, *, patient: bool = False) -> None:
             os.close(lock)
 
 
+def end_dead(root: str) -> None:
+    """End what supervisors that died have left running; what is on disk, and locks, stay."""
+    for container in state.Containers(root).all():
+        try:
+            lock = container.lock()
+        except (BlockingIOError, FileNotFoundError):
+            continue
+        try:
+            kill_left(container)
+        finally:
+            os.close(lock)
+
+
 def _finish_removals(root: str, patient: bool) -> None:
     """Bring removals that were cut off to their end; a living supervisor does so itself."""
     for name in drafts.listed(f"{root}/containers"):
@@ -239,6 +253,9 @@ def _end_pasta(directory: str) -> None:
             words = file.read().split(b"\0")
         if os.fsencode(place) in words:  # else its number has gone to another process
             signal.pidfd_send_signal(fd, signal.SIGTERM)
+            waiting = select.poll()
+            waiting.register(fd, select.POLLIN)
+            waiting.poll(1000)  # its ports are free then
     except (OSError, ProcessLookupError):
         pass
     finally:

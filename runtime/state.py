@@ -369,17 +369,18 @@ class Containers:
         """
         holder = self._take(name, container)
         if holder:
-            from runtime.removal import sweep
-
-            # It may be of a container that a supervisor that died was to remove.
-            sweep(self.root)
-            holder = self._take(name, container)
-        if holder:
             raise RunError(
                 f"container name {name} is in use by {holder[:SHORT]}",
                 f"choose another, or remove that one: pyrun rm {name}",
             )
         return name
+
+    def reclaim(self, name: str) -> None:
+        """If a name is taken, put in order what a supervisor that died was to remove."""
+        if name and os.path.lexists(f"{self.root}/names/{name}"):
+            from runtime.removal import sweep
+
+            sweep(self.root)
 
     def _take(self, name: str, container: Container) -> str:
         """Take a name; whose it is, if it is another's."""

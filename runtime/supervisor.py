@@ -651,9 +651,17 @@ class Supervisor:
                 self.size = (int(rows) & 0xFFFF, int(columns) & 0xFFFF)
                 self._resize()
             elif "signal" in word:
-                self._signal(int(word["signal"]))
-        except (ValueError, KeyError, TypeError):
+                self._client_signal(int(word["signal"]))
+        except (ValueError, KeyError, TypeError, OverflowError, OSError):
             pass
+
+    def _client_signal(self, number: int) -> None:
+        """A signal that who is attached has got; between two starts it ends the waiting."""
+        try:
+            self._signal(number)
+        except RunError:
+            if number in ENDING:
+                self._ask_to_stop(self.stop_timeout)
 
     def _detach(self, client: Client) -> None:
         if client in self.clients:

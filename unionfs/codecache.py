@@ -115,7 +115,11 @@ class CodeCache:
             os.close(fd)
         if len(data) != end - start:
             return None
-        code: CodeType = marshal.loads(data)
+        try:
+            code: CodeType = marshal.loads(data)
+        except (EOFError, TypeError, ValueError):
+            self._forget()
+            return None
         _fix_co_filename(code, f"{self._directory}/{source}")  # it may be compiled elsewhere
         return code
 

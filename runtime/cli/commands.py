@@ -356,6 +356,7 @@ def _rename(options: Options, rest: list[str], root: str) -> int:
     containers = state.Containers(root)
     container = containers.find(rest[0])
     old = container.name
+    containers.reclaim(rest[1])
     containers.take_name(rest[1], container)
     container.save_name(rest[1])
     containers.drop_name(old, container)

@@ -67,8 +67,6 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
     else:
         pipes = _Pipes(bool(values.get("interactive")))
         stdio = pipes.theirs
-    # For the process, once it is there; meanwhile, and for the joiner, they wait.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     entered = enter.start(
         process,
         namespaces,
@@ -83,7 +81,6 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
         entered.wait()
         return 0
     _forward_signals(entered.pid, entered.terminal)
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     if pipes is not None:
         pipes.entered()
         pipes.relay(os.pidfd_open(entered.joiner))

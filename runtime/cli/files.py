@@ -9,6 +9,7 @@ from runtime import images, jsonio, prepare, state, userns
 from runtime.cli.output import show
 from runtime.errors import RunError
 from runtime.session import Session
+from unionfs.errors import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _unpack(stream: IO[bytes], target: str, module: Any, *, owners: bool) -> Non
             archive.extraction_filter = _as_ours if not owners else module.fully_trusted_filter
             for member in archive:
                 if member.isfifo() or member.isdev():
-                    sys.stderr.write(f"pyrun: {member.name}: not a file, left out\n")
+                    sys.stderr.write(f"pyrun: {printable(member.name)}: not a file, left out\n")
                 archive.extract(member, target, set_attrs=True, numeric_owner=owners)
     except module.FilterError as error:
         raise RunError(f"refused: {error}") from None
@@ -134,6 +135,16 @@ def _as_ours(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
     return None
 
 
+def _within(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+    """As it is, but below the target: names, what they pass through, and hard links."""
+    import tarfile
+
+    checked = tarfile.tar_filter(member, path)
+    if member.islnk():
+        checked = tarfile.data_filter(member, path)
+    return checked and checked.replace(mode=member.mode, uid=0, gid=0, deep=False)
+
+
 def _copy_in(session: Session, source: str, target: str, module: Any) -> None:
     read, write = os.pipe2(os.O_CLOEXEC)
     base = "/" + os.path.normpath(f"/{target}").lstrip("/")
@@ -154,7 +165,7 @@ def _copy_in(session: Session, source: str, target: str, module: Any) -> None:
                 raise RunError(f"{place}: no such directory in the container")
             wanted = names["into"] if into else names["new"]
             with module.open(fileobj=stream, mode="r|") as archive:
-                archive.extraction_filter = module.fully_trusted_filter
+                archive.extraction_filter = _within
                 for member in archive:
                     if ".." in member.name.split("/"):
                         raise RunError(f"refused: {member.name} would be outside of {base}")
@@ -165,7 +176,13 @@ def _copy_in(session: Session, source: str, target: str, module: Any) -> None:
                     member.uname = member.gname = ""
                     archive.extract(member, place, numeric_owner=True)
 
-    pid = session.inside(unpack)
+    def checked() -> None:
+        try:
+            unpack()
+        except module.FilterError as error:
+            raise RunError(f"refused: {error}") from None
+
+    pid = session.inside(checked)
     os.close(read)
     try:
         with open(write, "wb") as out:
