@@ -39,7 +39,7 @@ Other commands: 0 done, 1 the caller's or the host's error, 2 a bug.
 _FILES = """\
 .SH FILES
 .TP
-$XDG_DATA_HOME/pyrun, ~/.local/share/pyrun; for root /var/lib/pyrun
+$XDG_DATA_HOME/pyrun, ~/.local/share/pyrun; for root outside of user namespaces /var/lib/pyrun
 containers and volumes; PYRUN_ROOT or \\-\\-root name another place
 .TP
 /etc/subuid, /etc/subgid

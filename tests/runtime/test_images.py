@@ -41,6 +41,12 @@ def test_an_image_is_run_changed_committed_and_run(any_pyrun: Pyrun, image: str)
         *run, "--rm", "--userns", "single", image, "stat", "-c", "%u:%g", "/etc/passwd"
     )
     assert owners.stdout == "0:0\n"
+    any_pyrun("run", "--network", "none", "--userns", "single", "--name", "s", image, "sh", "-c",
+              "echo more >>/etc/passwd")  # fmt: skip
+    any_pyrun("commit", "s", "touched:1")
+    if not single:
+        asked = any_pyrun(*run, "--rm", "touched:1", "stat", "-c", "%u:%g", "/etc/passwd")
+        assert asked.stdout == "42:42\n", "whose it was"
     changes = any_pyrun("diff", "c").stdout.splitlines()
     assert "A /etc/new" in changes and "D /etc/group" in changes
     any_pyrun("commit", "c", "changed:1")

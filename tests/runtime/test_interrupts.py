@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -202,3 +203,45 @@ def test_interrupts_at_any_moment(any_pyrun: Pyrun) -> None:
             assert said in ("", "error: interrupted before its start\n"), (step, said)
     any_pyrun("ps", "-a")
     _nothing_left(any_pyrun)
+
+
+def test_an_interrupt_while_another_has_the_volumes(any_pyrun: Pyrun) -> None:
+    any_pyrun("run", "--rm", "-v", "x:/x", "--network", "none", "--rootfs", str(any_pyrun.rootfs),
+              "true")  # fmt: skip
+    volumes = os.open(any_pyrun.place / "pyrun/volumes", os.O_RDONLY)
+    fcntl.flock(volumes, fcntl.LOCK_EX)
+    try:
+        words = ("-v", "/x", "--rootfs", str(any_pyrun.rootfs), "true")
+        with _running(any_pyrun, *words) as process:
+            _until_it_holds(any_pyrun)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(PATIENCE) == 130
+    finally:
+        os.close(volumes)
+    _nothing_left(any_pyrun)
+
+
+def _until_it_holds(caller: Pyrun) -> None:
+    end = time.monotonic() + PATIENCE
+    while not os.listdir(caller.place / "pyrun/containers"):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_signal_between_two_starts(any_pyrun: Pyrun) -> None:
+    """There is no process to get it: what it would have ended is not begun again."""
+    with subprocess.Popen(
+        [*any_pyrun.command, "run", "--restart", "always", "--network", "none", "--name", "r",
+         "--rootfs", str(any_pyrun.rootfs), "false"], env=any_pyrun.environment,
+    ) as process:  # fmt: skip
+        end = time.monotonic() + PATIENCE
+        while "restarting" not in any_pyrun("ps", "-a", "--format", "{{.Status}}").stdout:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.terminate()
+        process.wait(PATIENCE)
+    end = time.monotonic() + PATIENCE
+    while any_pyrun("ps", "-a", "--format", "{{.Status}}").stdout != "exited\n":
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    any_pyrun("rm", "r")

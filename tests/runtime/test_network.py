@@ -136,3 +136,24 @@ def test_a_published_port_is_free_again_after_a_killed_supervisor(any_pyrun: Pyr
             break
         assert "address already in use" in done.stderr, done
     assert done.returncode == 0, done
+
+
+def test_a_port_that_the_dead_have_left(root_pyrun: Pyrun) -> None:
+    """Their volumes stay locked meanwhile by who starts another with volumes."""
+    _needs_helper()
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    words = ("--rm", "-p", f"127.0.0.1:{port}:80", "-v", "/data", "--rootfs", "/")
+    root_pyrun("run", "-d", *words, "sleep", "1000")
+    (state,) = (root_pyrun.place / "pyrun").glob("containers/*/state.json")
+    os.kill(json.loads(state.read_text())["supervisor"], signal.SIGKILL)
+    end = time.monotonic() + PATIENCE
+    while root_pyrun("run", *words, "true", code=None).returncode:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_an_address_of_another_host(root_pyrun: Pyrun) -> None:
+    _needs_helper()
+    words = ("run", "--rm", "-p", "192.0.2.1::80", "--rootfs", "/", "true")
+    assert "ADDRESS" in root_pyrun(*words, code=125).stderr

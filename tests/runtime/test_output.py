@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,32 @@ def test_an_export_of_nothing_leaves_the_file_alone(any_pyrun: Pyrun) -> None:
     target.write_text("old")
     any_pyrun("export", "--output", str(target), "nosuch", code=1)
     assert target.read_text() == "old"
+
+
+def test_what_cannot_be_written_is_told(any_pyrun: Pyrun) -> None:
+    base = ("run", "--rm", "--network", "none", "--rootfs", str(any_pyrun.rootfs))
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*any_pyrun.command, *base, "sh", "-c", "echo hello"],
+            env=any_pyrun.environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 125
+    assert done.stderr == "error: standard output: No space left on device\n"
+
+
+def test_a_reader_that_is_slow_gets_all(any_pyrun: Pyrun) -> None:
+    """What we write to may have been made non-blocking by others."""
+    base = ("run", "--rm", "--network", "none", "--rootfs", str(any_pyrun.rootfs))
+    read, write = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(write, False)
+    with subprocess.Popen(
+        [*any_pyrun.command, *base, "head", "-c", "1000000", "/dev/zero"],
+        env=any_pyrun.environment, stdout=write,
+    ) as process:  # fmt: skip
+        os.close(write)
+        got = 0
+        while data := os.read(read, 1 << 14):
+            got += len(data)
+            time.sleep(0.001)
+    os.close(read)
+    assert (got, process.returncode) == (1_000_000, 0)
