@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,13 +99,22 @@ def _ours() -> list[str]:
     return found
 
 
+def _too_much(pyrun: Pyrun, options: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """A command that wants more memory than it may have, what came of it, and of how many CPUs."""
+    script = "head -c 100m /dev/zero | tail >/dev/null; echo $?; nproc"
+    for _ in range(5):
+        done = pyrun.run("sh", "-c", script, options=options, code=None)
+        # While what it has killed gives its memory back, the kernel may choose process 1, too.
+        if done.returncode != 137:
+            break
+    return done
+
+
 def test_v1_limits_hold_and_nothing_is_left(root_pyrun: Pyrun) -> None:
     _needs_v1("memory", "pids", "cpu", "cpuset")
     before = _ours()
-    done = root_pyrun.run(
-        "sh", "-c", "head -c 100m /dev/zero | tail >/dev/null; echo $?; nproc",
-        options=("--memory", "24m", "--cpuset-cpus", "0", "--cpus", "0.5"), code=None,
-    )  # fmt: skip
+    options = ("--memory", "24m", "--cpuset-cpus", "0", "--cpus", "0.5")
+    done = _too_much(root_pyrun, options)
     assert done.stdout.split() == ["137", "1"], done
     done = root_pyrun.run(
         "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done 2>&1; wait",
@@ -156,12 +166,9 @@ def test_a_delegated_subtree_serves_an_ordinary_user(
     from tests.runtime.conftest import make_pyrun
 
     pyrun = make_pyrun("user", tmp_path, tiny_root)
-    done = pyrun.run(
-        "sh", "-c", "head -c 100m /dev/zero | tail >/dev/null; echo $?",
-        options=("--cgroup-parent", f"/{delegated}", "--memory", "24m", "--pids-limit", "50"),
-        code=None,
-    )  # fmt: skip
-    assert done.stdout == "137\n", done
+    options = ("--cgroup-parent", f"/{delegated}", "--memory", "24m", "--pids-limit", "50")
+    done = _too_much(pyrun, options)
+    assert done.stdout.split()[0] == "137", done
     # These count the union's daemon in, which has an id of its own later.
     for options in (("--cpus", "0.5"), ("--cpus", "2", "--memory", "64m"), ()):
         for _ in range(3):
