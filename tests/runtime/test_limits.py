@@ -170,9 +170,9 @@ def test_a_delegated_subtree_serves_an_ordinary_user(
     done = _too_much(pyrun, options)
     assert done.stdout.split()[0] == "137", done
     # These count the union's daemon in, which has an id of its own later.
-    for options in (("--cpus", "0.5"), ("--cpus", "2", "--memory", "64m"), ()):
+    for counted in (("--cpus", "0.5"), ("--cpus", "2", "--memory", "64m"), ()):
         for _ in range(3):
-            pyrun.run("true", options=("--cgroup-parent", delegated, *options))
+            pyrun.run("true", options=("--cgroup-parent", delegated, *counted))
     pyrun.clean()
     os.chown(tmp_path, 0, 0)
 
