@@ -6,6 +6,7 @@ import errno
 import os
 
 from cowstore.errors import StoreError
+from unionfs.sys.userns import in_initial_user_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,13 +33,7 @@ FANOUT: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-
 
 def owns_all() -> bool:
     """Whether any owner can be given to a file: as root, in no user namespace of our own."""
-    if os.geteuid():
-        return False
-    try:
-        with open("/proc/self/uid_map", "rb") as uid_map:
-            return uid_map.read().split() == [b"0", b"0", b"4294967295"]
-    except OSError:
-        return True
+    return os.geteuid() == 0 and in_initial_user_namespace()
 
 
 def default_root() -> str:

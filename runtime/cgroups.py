@@ -134,11 +134,10 @@ def _cpu(request: RunRequest, change: bool) -> list[Limit]:
     period = _PERIOD
     if request.cpu_period:
         period = integer(request.cpu_period, "--cpu-period", 1000, 1_000_000)
-    unlimited_cpus = request.cpus == "-1"
-    if unlimited_cpus and not change:
-        pass
-    elif request.cpus or request.cpu_quota:
-        if unlimited_cpus:
+    if request.cpus == "-1" and not change:
+        request = request.replace(cpus="")  # there is none to lift
+    if request.cpus or request.cpu_quota:
+        if request.cpus == "-1":
             quota = -1
         elif request.cpus:
             quota = max(1000, int(real(request.cpus, "--cpus", 0.01, 4096) * period))

@@ -13,6 +13,7 @@ import os
 import struct
 
 from runtime.errors import RunError
+from unionfs.errors import in_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,9 +81,7 @@ class Channel:
 
 def _in_words(error: OSError) -> tuple[str, str]:
     """What failed and, where a limit is the likely reason, which."""
-    text = error.strerror or str(error)
-    if error.filename:
-        text = f"{os.fsdecode(error.filename)}: {text}"
+    text = in_words(error)
     if error.errno == errno.EAGAIN:
         return (
             f"no process can be made: {text}",

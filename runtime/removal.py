@@ -15,6 +15,7 @@ from unionfs.errors import UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 
@@ -134,6 +135,26 @@ def sweep(root: str, *, patient: bool = False) -> None:
     _finish_removals(root, patient)
     drafts.sweep(root)
     state.Containers(root).drop_stale_names()
+    for container in _dead(root):
+        kill_left(container)
+        try:
+            container.save_state(
+                status="exited",
+                exit_code=137,
+                pid=0,
+                union_pid=0,
+                finished=state.now(),
+                error="its supervisor has died",
+            )
+            state.record_event(root, "container", "die", container, code=137)
+        except OSError:
+            pass  # a full disk: the next command tries again
+        if container.config.get("request", {}).get("rm"):
+            remove_files(container, volumes=True)
+
+
+def _dead(root: str) -> Iterator[state.Container]:
+    """Containers whose supervisor has died; each is locked while the caller has it."""
     for container in state.Containers(root).all():
         try:
             with open(container.path("state.json"), "rb") as file:
@@ -147,36 +168,15 @@ def sweep(root: str, *, patient: bool = False) -> None:
         except (BlockingIOError, FileNotFoundError):
             continue
         try:
-            kill_left(container)
-            try:
-                container.save_state(
-                    status="exited",
-                    exit_code=137,
-                    pid=0,
-                    union_pid=0,
-                    finished=state.now(),
-                    error="its supervisor has died",
-                )
-                state.record_event(root, "container", "die", container, code=137)
-            except OSError:
-                pass  # a full disk: the next command tries again
-            if container.config.get("request", {}).get("rm"):
-                remove_files(container, volumes=True)
+            yield container
         finally:
             os.close(lock)
 
 
 def end_dead(root: str) -> None:
     """End what supervisors that died have left running; what is on disk, and locks, stay."""
-    for container in state.Containers(root).all():
-        try:
-            lock = container.lock()
-        except (BlockingIOError, FileNotFoundError):
-            continue
-        try:
-            kill_left(container)
-        finally:
-            os.close(lock)
+    for container in _dead(root):
+        kill_left(container)
 
 
 def _finish_removals(root: str, patient: bool) -> None:

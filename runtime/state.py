@@ -53,7 +53,7 @@ def default_root() -> str:
     told = os.environ.get("PYRUN_ROOT")
     if told:
         return os.path.abspath(told)
-    if os.geteuid() == 0 and _is_root():
+    if _is_root():
         return "/var/lib/pyrun"
     data = os.environ.get("XDG_DATA_HOME", "")
     if data.startswith("/"):
@@ -65,14 +65,11 @@ def default_root() -> str:
 
 
 def _is_root() -> bool:
-    """Whether we are in no user namespace: root of one is a user, as for the store."""
-    if os.environ.get("_CONTAINERS_USERNS_CONFIGURED"):
-        return False
-    try:
-        with open("/proc/self/uid_map", "rb") as uid_map:
-            return uid_map.read().split() == [b"0", b"0", b"4294967295"]
-    except OSError:
-        return True
+    """Whether we are root, in no user namespace: root of one is a user, as for the store."""
+    from unionfs.sys.userns import in_initial_user_namespace
+
+    podmans = os.environ.get("_CONTAINERS_USERNS_CONFIGURED")
+    return os.geteuid() == 0 and not podmans and in_initial_user_namespace()
 
 
 def now() -> str:

@@ -517,14 +517,10 @@ class Supervisor:
 
     def _said(self, fd: int) -> bool:
         """Take what a stream says; whether there may be more."""
-        try:
-            data = os.read(fd, _CHUNK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            data = b""  # a terminal whose other side is closed: EIO
+        data = _available(fd)
         if not data:
-            self._stream_ended(fd)
+            if data is not None:
+                self._stream_ended(fd)
             return False
         stream = self.streams[fd]
         self.log.write(stream, data)
@@ -582,12 +578,9 @@ class Supervisor:
         if len(self.stdin_pending) > _MAX_PENDING:
             self.unwatch(client.source)
             return
-        try:
-            data = os.read(client.source, _CHUNK)
-        except BlockingIOError:
+        data = _available(client.source)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if data:
             self.stdin_pending += data
         else:
@@ -767,13 +760,7 @@ class Supervisor:
         """Read what is said on a terminal that nobody is at, until its last process has ended."""
 
         def drop(_events: int) -> None:
-            try:
-                gone = not os.read(fd, _CHUNK)
-            except BlockingIOError:
-                return
-            except OSError:
-                gone = True  # EIO: nobody has it open any more
-            if gone:
+            if _available(fd) == b"":
                 self.unwatch(fd)
                 os.close(fd)
 
@@ -833,6 +820,16 @@ class Supervisor:
             return
         self._send(self.stop_signal, thaw=True)
         self.after(timeout, lambda: self._send(signal.SIGKILL))
+
+
+def _available(fd: int) -> bytes | None:
+    """What can be read now; None: nothing yet; empty: the end, which a terminal tells by EIO."""
+    try:
+        return os.read(fd, _CHUNK)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 def become_daemon(keep: set[int], log: str) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 
 from unionfs import __version__, codecache, compiled, index, masks
-from unionfs.errors import UserError, printable, suppress
+from unionfs.errors import UserError, in_words, printable, suppress
 from unionfs.live import Changes
 from unionfs.monitor import Event
 from unionfs.ops import Ops
@@ -75,8 +75,7 @@ def open_union(options: MountOptions, open_layer: LayerOpener | None = None) -> 
     try:
         union = Union(told)
     except OSError as error:
-        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        raise UserError(f"{where}{error.strerror}") from None
+        raise UserError(in_words(error)) from None
     try:
         masks.update(union)
         if union.upper is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -40,6 +41,12 @@ def show(error: UserError) -> None:
     sys.stderr.write(f"error: {printable(str(error))}\n")
     if error.hint:
         sys.stderr.write(f"hint: {printable(error.hint)}\n")
+
+
+def in_words(error: OSError) -> str:
+    """What the system says, and of which file."""
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
 
 
 def interruptible() -> None:

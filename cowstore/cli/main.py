@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from unionfs.errors import UserError, interruptible, show, show_as
+from unionfs.errors import UserError, in_words, interruptible, show, show_as
 from unionfs.words import Arguments, split
 
 TYPE_CHECKING = False
@@ -103,8 +103,7 @@ def main(
         # What the system says of a file or a disk is no bug; what it says without an errno is.
         if error.errno is None:
             return _bug()
-        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        show(UserError(f"{where}{error.strerror}"))
+        show(UserError(in_words(error)))
         return 1
     except Exception:
         return _bug()

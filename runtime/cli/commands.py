@@ -105,27 +105,30 @@ def _status_text(item: dict[str, Any]) -> str:
     return str(status).capitalize()
 
 
-_FILTERS = ("name", "id", "status", "exited", "ancestor", "label", "health")
 _STATUSES = ("created", "starting", "running", "paused", "restarting", "stopping", "exited")
 
 
-def _matches(item: dict[str, Any], filters: tuple[str, ...]) -> bool:
+def _has_label(item: dict[str, Any], value: str) -> bool:
+    name, equals, wanted = value.partition("=")
     labels = item["Labels"]
-    for word in filters:
-        key, _, value = word.partition("=")
-        name, equals, wanted = value.partition("=")
-        tests = {
-            "name": value in item["Name"],
-            "id": item["Id"].startswith(value),
-            "status": item["Status"] == value,
-            "exited": item["Status"] == "exited" and str(item["ExitCode"]) == value,
-            "ancestor": item["Image"] == value,
-            "label": name in labels and (not equals or labels[name] == wanted),
-            "health": item["Health"] == value,
-        }
-        if not tests[key]:
-            return False
-    return True
+    return name in labels and (not equals or labels[name] == wanted)
+
+
+#: ``ps --filter``: what is looked at, and whether a container has it.
+_FILTERS: dict[str, Callable[[dict[str, Any], str], bool]] = {
+    "name": lambda item, value: value in item["Name"],
+    "id": lambda item, value: item["Id"].startswith(value),
+    "status": lambda item, value: item["Status"] == value,
+    "exited": lambda item, value: item["Status"] == "exited" and str(item["ExitCode"]) == value,
+    "ancestor": lambda item, value: item["Image"] == value,
+    "label": _has_label,
+    "health": lambda item, value: item["Health"] == value,
+}
+
+
+def _matches(item: dict[str, Any], filters: tuple[str, ...]) -> bool:
+    words = (word.partition("=") for word in filters)
+    return all(_FILTERS[key](item, value) for key, _, value in words)
 
 
 def _ps(options: Options, rest: list[str], root: str) -> int:

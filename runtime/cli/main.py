@@ -12,7 +12,7 @@ import os
 import sys
 
 from runtime.errors import RunError
-from unionfs.errors import UserError, interruptible, show, show_as
+from unionfs.errors import UserError, in_words, interruptible, show, show_as
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,8 +146,7 @@ def _guarded(words: list[str], work: Callable[[], int]) -> int:
     except OSError as error:
         if "--debug" in words:
             raise
-        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        show(UserError(f"{where}{error.strerror or error}"))
+        show(UserError(in_words(error)))
         return failed
     except Exception:
         import traceback

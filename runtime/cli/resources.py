@@ -136,15 +136,6 @@ def _number(path: str) -> int | None:
         return None
 
 
-def _pairs(path: str) -> dict[str, int]:
-    """A file of names and numbers (cgroup-v2.rst, "Flat keyed")."""
-    try:
-        with open(path, encoding="ascii") as file:
-            return {name: int(value) for name, value in (line.split() for line in file)}
-    except (OSError, ValueError):
-        return {}
-
-
 def usage(container: state.Container) -> dict[str, Any]:
     """What a container uses: by its cgroup where it has one, else added up from /proc."""
     found = processes(container)
@@ -162,9 +153,10 @@ def usage(container: state.Container) -> dict[str, Any]:
         return item
     v1 = plan.version == "1"
     memory = cgroupfs.directory_of(plan, "inner", "memory")
-    used = {} if v1 else _pairs(f"{memory}/cpu.stat")
-    if "usage_usec" in used:
-        item["CpuSeconds"] = round(used["usage_usec"] / 1e6, 2)
+    lines = [] if v1 else cgroupfs.read(f"{memory}/cpu.stat").splitlines()
+    for name, _, value in (line.partition(" ") for line in lines):
+        if name == "usage_usec":
+            item["CpuSeconds"] = round(int(value) / 1e6, 2)
     current = _number(f"{memory}/memory.usage_in_bytes" if v1 else f"{memory}/memory.current")
     if current is not None:
         item["Memory"], item["Source"] = current, "cgroup"

@@ -11,7 +11,8 @@ import ctypes
 import os
 import struct
 
-from runtime.sys.calls import MACHINE, _call
+from runtime.sys.calls import MACHINE
+from unionfs.sys.mounts import call
 
 _SYS_BPF = 321 if MACHINE == "x86_64" else 280
 _PROG_LOAD, _PROG_ATTACH = 5, 8
@@ -74,7 +75,7 @@ def load(program: bytes) -> int:
         "=IIQQIIQII", _CGROUP_DEVICE, len(program) // 8, ctypes.addressof(code),
         ctypes.addressof(license_text), 0, 0, 0, 0, 0,
     )  # fmt: skip
-    return _call(_SYS_BPF, _PROG_LOAD, attr, len(attr))
+    return call(_SYS_BPF, _PROG_LOAD, attr, len(attr))
 
 
 def why_not() -> str:
@@ -96,7 +97,7 @@ def allow_devices(group: str, rules: tuple[str, ...]) -> None:
         program = load(device_program(rules))
         try:
             attr = struct.pack("=IIII", directory, program, _ATTACH_DEVICE, _ALLOW_MULTI)
-            _call(_SYS_BPF, _PROG_ATTACH, attr, len(attr), what=group)
+            call(_SYS_BPF, _PROG_ATTACH, attr, len(attr), what=group)
         finally:
             os.close(program)
     finally:

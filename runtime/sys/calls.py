@@ -11,6 +11,8 @@ import os
 import struct
 
 from unionfs.sys.lean import ctypes
+from unionfs.sys.mounts import call as _call
+from unionfs.sys.mounts import failed as _failed
 from unionfs.sys.mounts import filesystem_type as filesystem_type
 from unionfs.sys.mounts import move_mount as move_mount
 from unionfs.sys.mounts import new_mount as new_mount
@@ -99,21 +101,6 @@ _OPEN_HOW = struct.Struct("=QQQ")
 #: EAGAIN of openat2(2) tells that a rename or a mount, anywhere, came in between.
 _OPEN_AGAIN = 1000
 _MOUNT_ATTR = struct.Struct("=QQQQ")
-
-
-def _failed(what: object = None) -> OSError:
-    code = ctypes.get_errno()
-    if what is None:
-        return OSError(code, os.strerror(code))
-    return OSError(code, os.strerror(code), what)
-
-
-def _call(number: int, *arguments: object, what: object = None) -> int:
-    passed = [_long(value) if isinstance(value, int) else value for value in arguments]
-    result: int = _syscall(_long(number), *passed)
-    if result == -1:
-        raise _failed(what)
-    return result
 
 
 # -- namespaces ----------------------------------------------------------------

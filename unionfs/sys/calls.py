@@ -13,6 +13,7 @@ import struct
 
 from unionfs.record import Row
 from unionfs.sys.lean import ctypes
+from unionfs.sys.userns import in_initial_user_namespace as in_initial_user_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -374,12 +375,3 @@ def has_dac_override() -> bool:
 def has_sys_admin() -> bool:
     """CAP_SYS_ADMIN in the current user namespace."""
     return bool(effective_capabilities() >> _CAP_SYS_ADMIN & 1)
-
-
-def in_initial_user_namespace() -> bool:
-    """Whether /proc/self/uid_map is the identity over all ids (user_namespaces(7))."""
-    try:
-        with open("/proc/self/uid_map", "rb") as uid_map:
-            return uid_map.read().split() == [b"0", b"0", b"4294967295"]
-    except OSError:
-        return True

@@ -38,16 +38,22 @@ _long = ctypes.c_long
 _chars = ctypes.c_char_p
 
 
-def _failed(what: bytes = b"") -> OSError:
+def failed(what: str | bytes = b"") -> OSError:
+    """The error of the call just made, about a name."""
     code = ctypes.get_errno()
     return OSError(code, os.strerror(code), *([os.fsdecode(what)] if what else []))
 
 
-def _call(number: int, *arguments: object, what: bytes = b"") -> int:
+def call(number: int, *arguments: object, what: str | bytes = b"") -> int:
+    """syscall(2), for what libc has no function for.
+
+    Raises:
+        OSError: about ``what``.
+    """
     passed = [_long(value) if isinstance(value, int) else value for value in arguments]
     result: int = _libc.syscall(_long(number), *passed)
     if result == -1:
-        raise _failed(what)
+        raise failed(what)
     return result
 
 
@@ -56,14 +62,14 @@ def new_mount(fstype: bytes, options: Iterable[tuple[bytes, bytes | None]], attr
 
     An option without a value is a flag; ``attrs`` are MOUNT_ATTR_* bits.
     """
-    context = _call(_SYS_FSOPEN, _chars(fstype), _FSOPEN_CLOEXEC, what=fstype)
+    context = call(_SYS_FSOPEN, _chars(fstype), _FSOPEN_CLOEXEC, what=fstype)
     none = _chars(None)
     try:
         for key, value in options:
             command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
-            _call(_SYS_FSCONFIG, context, command, _chars(key), _chars(value), 0, what=key)
-        _call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, none, none, 0, what=fstype)
-        return _call(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attrs, what=fstype)
+            call(_SYS_FSCONFIG, context, command, _chars(key), _chars(value), 0, what=key)
+        call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, none, none, 0, what=fstype)
+        return call(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attrs, what=fstype)
     finally:
         os.close(context)
 
@@ -73,20 +79,20 @@ def open_tree(dir_fd: int, path: bytes, *, recursive: bool = False) -> int:
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
     flags |= _AT_RECURSIVE if recursive else 0
     flags |= 0 if path else _AT_EMPTY_PATH
-    return _call(_SYS_OPEN_TREE, dir_fd, _chars(path), flags, what=path)
+    return call(_SYS_OPEN_TREE, dir_fd, _chars(path), flags, what=path)
 
 
 def move_mount(tree: int, target: int) -> None:
     """move_mount(2): attach a detached mount on what the descriptor ``target`` names."""
     empty = _chars(b"")
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-    _call(_SYS_MOVE_MOUNT, tree, empty, target, empty, flags)
+    call(_SYS_MOVE_MOUNT, tree, empty, target, empty, flags)
 
 
 def filesystem_type(fd: int) -> int:
     """statfs(2)'s f_type."""
     buffer = ctypes.create_string_buffer(256)
     if _libc.fstatfs(fd, buffer) == -1:
-        raise _failed()
+        raise failed()
     (kind,) = struct.unpack_from("=q", buffer)
     return int(kind)
