@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cowstore import digest as digests
+from cowstore import ready
 from cowstore.database import OF_NAMED_INDEX, unpack
 from cowstore.endings import RESUME
 from cowstore.errors import Damaged, NotFound, StoreError
 from cowstore.layout import remove_tree
-from cowstore.locks import JOURNAL, Lock, Session
+from cowstore.locks import JOURNAL, Lock, Session, kept
 from cowstore.manifest import Manifest
 from cowstore.objects import all_names
 from unionfs.sys import calls
@@ -50,18 +51,40 @@ class Freed:
 # -- sessions ----------------------------------------------------------------------------
 
 
-def living_sessions(store: Store, ending: str) -> Iterator[tuple[str, int]]:
-    """(name, start in ns) of sessions whose process lives."""
+@dataclass(slots=True)
+class Living:
+    """Sessions whose process lives.
+
+    Attributes:
+        names: of all.
+        oldest: when the first of those began that put something in, in ns; or now.
+        kept: digests of layers and chains that the others keep.
+    """
+
+    names: set[str]
+    oldest: int
+    kept: set[str]
+
+
+def living_sessions(store: Store, now: int, ending: str = "") -> Living:
+    """Those of now, but for one that is ``ending``."""
+    found = Living(set(), now, set())
     for name in os.listdir(store.layout.path("tmp")):
         path = store.layout.path("tmp", name, "lock")
         if name == ending or not os.path.exists(path):
             continue
         lock = Lock.acquire(path, wait=False)
-        if lock is None:
-            with contextlib.suppress(FileNotFoundError):
-                yield name, os.stat(path).st_mtime_ns
-        else:
+        if lock is not None:
             lock.release()
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            began = os.stat(path).st_mtime_ns
+            found.names.add(name)
+            if keeps := kept(store.layout, name):
+                found.kept.update(keeps)
+            else:
+                found.oldest = min(found.oldest, began)
+    return found
 
 
 # -- the collection ----------------------------------------------------------------------
@@ -103,10 +126,12 @@ def collect(store: Store, *, resumable: bool = True, ending: str = "") -> Freed:
             return collect(store, resumable=resumable, ending=name)
     freed = Freed()
     started = _now_of_files()
-    with store.database.write() as db:
-        living = dict(living_sessions(store, ending))
-        marked = _mark(db, living, resumable)
-        marked.oldest = min([started, *living.values()])
+    with contextlib.ExitStack() as held, store.database.write() as db:
+        # Sessions that come later find out what has gone.
+        gate = Lock.acquire(store.layout.path("locks", "sessions"))
+        assert gate is not None
+        held.enter_context(gate)
+        marked = _mark(db, living_sessions(store, started, ending), resumable)
         for (diff_id,) in db.execute("SELECT diff_id FROM layers").fetchall():
             if diff_id not in marked.layers:
                 db.execute("DELETE FROM layers WHERE diff_id=?", (diff_id,))
@@ -120,6 +145,7 @@ def collect(store: Store, *, resumable: bool = True, ending: str = "") -> Freed:
             " (SELECT index_digest FROM names WHERE index_digest IS NOT NULL)"
         )
         _bury_snapshots(store, db)
+    ready.forget(store.layout)
     _sweep_layers(store)
     _sweep_caches(store, marked, freed)
     _sweep_blobs(store, marked, freed)
@@ -139,35 +165,34 @@ def _now_of_files() -> int:
     return now
 
 
-def _mark(db: sqlite3.Connection, living: dict[str, int], resumable: bool) -> _Marked:
+def _mark(db: sqlite3.Connection, living: Living, resumable: bool) -> _Marked:
     for (session,) in db.execute("SELECT DISTINCT session FROM leases").fetchall():
-        if session not in living and not (session == RESUME and resumable):
+        if session not in living.names and not (session == RESUME and resumable):
             db.execute("DELETE FROM leases WHERE session=?", (session,))
     layers: set[str] = set()
     blobs: set[str] = set()
-    chains: set[str] = set()
-    for listed, kept in db.execute("SELECT layers, blobs FROM images").fetchall():
+    chains: set[str] = set(living.kept)
+    for listed, listed_blobs in db.execute("SELECT layers, blobs FROM images").fetchall():
         chain = unpack(listed)
         layers.update(chain)
-        blobs.update(unpack(kept))
+        blobs.update(unpack(listed_blobs))
         chains.add(digests.chain_of(chain))
     for (listed,) in db.execute("SELECT layers FROM snapshots").fetchall():
         chain = unpack(listed)
         layers.update(chain)
         chains.add(digests.chain_of(chain))
-    for kind, ref in db.execute("SELECT kind, ref FROM leases").fetchall():
+    leased = db.execute("SELECT kind, ref FROM leases").fetchall()
+    for kind, ref in (*leased, *(("layer", digest) for digest in living.kept)):
         if kind == "layer":
             layers.add(ref)
             for (digest,) in db.execute("SELECT digest FROM blobs WHERE diff_id=?", (ref,)):
                 blobs.add(digest)
         elif kind == "blob":
             blobs.add(ref)
-        elif kind == "chain":
-            chains.add(ref)
     for (index,) in db.execute("SELECT index_digest FROM names").fetchall():
         if index is not None:
             blobs.add(index)
-    return _Marked(layers, blobs, chains, 0)
+    return _Marked(layers, blobs, chains, living.oldest)
 
 
 def _bury_snapshots(store: Store, db: sqlite3.Connection) -> None:

@@ -209,20 +209,6 @@ class Database:
             self._db.close()
             self._db = None
 
-    def hurry(self) -> None:
-        """From here on nothing that is written needs to survive this machine's next start.
-
-        The log is not synced, and so never written to the database from here: a database can be
-        torn by that alone (sqlite.org/wal.html, "Performance Considerations"). A new log's header
-        is synced, with the directory, for those after us, who sync no more than what they add.
-        """
-        try:
-            new = os.stat(f"{self.layout.path('store.db')}-wal").st_size == 0
-        except FileNotFoundError:
-            new = True
-        self.db.execute("PRAGMA wal_autocheckpoint=0")
-        self.db.execute(f"PRAGMA synchronous={'NORMAL' if new else 'OFF'}")
-
     def write(self) -> Transaction:
         """One transaction, all or nothing; others wait for it.
 
@@ -265,15 +251,6 @@ class Database:
                 return False
             db.execute("INSERT OR IGNORE INTO leases VALUES (?, 'layer', ?)", (session, diff_id))
             return True
-
-    def lease_image(self, session: str, layers: Sequence[str], chain: str) -> list[str]:
-        """Keep an image's layers, and what was made of them, for a session; those not here."""
-        with self.write() as db:
-            missing = [diff_id for diff_id in layers if not self.has_layer(diff_id)]
-            here = [("layer", diff_id) for diff_id in layers if diff_id not in missing]
-            for kind, ref in (*here, ("chain", chain)):
-                db.execute("INSERT OR IGNORE INTO leases VALUES (?, ?, ?)", (session, kind, ref))
-        return missing
 
     def lease(self, session: str, kind: str, ref: str) -> None:
         """Keep a blob or an image for a session."""

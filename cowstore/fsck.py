@@ -66,8 +66,7 @@ class Checker:
         self.used: dict[str, tuple[Entry, str]] = {}
         self.bad_objects: set[str] = set()
         self._complete = True
-        started = [start for _, start in living_sessions(store, "")]
-        self._oldest = min([time.time_ns(), *started])
+        self._oldest = living_sessions(store, time.time_ns()).oldest
 
     def run(self) -> Iterator[Finding]:
         """Every check that was asked for."""
@@ -297,9 +296,7 @@ class Checker:
         from cowstore.fsck_caches import tree_problem, view_problem
 
         chains = self._chains()
-        held = {
-            ref for (ref,) in self.store.database.rows("SELECT ref FROM leases WHERE kind='chain'")
-        }
+        held = living_sessions(self.store, 0).kept
         for kind in ("views", "trees"):
             for name in os.listdir(self.layout.path(kind)):
                 chain = f"sha256:{name.partition('.')[0]}"

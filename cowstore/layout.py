@@ -22,6 +22,7 @@ _DIRECTORIES: Final = (
     "views",
     "trees",
     "snapshots",
+    "ready",
     "partial",
     "locks",
     "tmp",

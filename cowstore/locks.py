@@ -17,10 +17,12 @@ from unionfs.errors import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
 JOURNAL = "journal"
+#: What a session keeps that puts nothing in: digests of layers and of chains, one a line.
+KEEPS = "keeps"
 
 
 class Lock:
@@ -95,15 +97,19 @@ class Session:
         name: of the directory in ``tmp/``, and of this session's leases.
         path: the directory.
         lock: the path of its lock, which other processes may share, to keep it alive.
+
+    ``keeps``: diff ids and chain ids that no collection takes as long as the session lives. One
+    before it may have: whether they are there is to be asked afterwards.
     """
 
     __slots__ = ("_lock", "layout", "lock", "name", "path")
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, keeps: Iterable[str] = ()) -> None:
         self.layout = layout
         self.name = f"{boot_id()[:8]}-{os.urandom(6).hex()}"
         self.path = layout.path("tmp", self.name)
-        # The sweeper holds this one: it must not see a session between mkdir and its lock.
+        # The sweeper holds this one: it must not see a session between mkdir and its lock; and
+        # a collection, until it has taken away what none kept.
         gate = Lock.acquire(layout.path("locks", "sessions"), shared=True)
         assert gate is not None
         with gate:
@@ -112,6 +118,16 @@ class Session:
             held = Lock.acquire(self.lock, shared=True)
             assert held is not None
             self._lock = held
+            if keeps:
+                self._write(keeps)
+
+    def _write(self, keeps: Iterable[str]) -> None:
+        try:
+            with open(self.place(KEEPS), "wb", buffering=0) as file:
+                file.write("".join(f"{digest}\n" for digest in keeps).encode())
+        except BaseException:
+            self.close()
+            raise
 
     def place(self, *parts: str) -> str:
         """A path in the staging directory."""
@@ -142,11 +158,21 @@ def remove_staging(path: str) -> None:
     Who used it may be removing it at the same time.
     """
     with suppress(FileNotFoundError):
-        if os.listdir(path) == ["lock"]:
-            os.unlink(os.path.join(path, "lock"))
+        if {"lock", KEEPS}.issuperset(names := os.listdir(path)):
+            for name in sorted(names):  # the lock last
+                os.unlink(os.path.join(path, name))
             os.rmdir(path)
         else:
             remove_tree(path)
+
+
+def kept(layout: Layout, session: str) -> list[str]:
+    """Digests of layers and chains that a session keeps."""
+    try:
+        with open(layout.path("tmp", session, KEEPS), "rb") as file:
+            return file.read().decode().split()
+    except FileNotFoundError:
+        return []
 
 
 #: Seconds that a union's daemon may take to end once it is unmounted.
@@ -194,8 +220,9 @@ def _lock_of_dead(path: str) -> Lock | None:
 def boot_id() -> str:
     """The kernel's id of this boot (random(4)); zeros where it is hidden."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip().replace("-", "")
+        # As bytes: the codec for ASCII is a module of its own.
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return file.read().decode().strip().replace("-", "")
     except OSError:
         return "0" * 32
 

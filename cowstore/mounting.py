@@ -75,10 +75,10 @@ def hold(store: Store, what: Snapshot | Image) -> Lock | Session | None:
         return _hold_snapshot(store, what)
     if store.layout.read_only:
         return None
-    session = Session(store.layout)
+    session = Session(store.layout, (*what.layers, what.chain))
     try:
-        for diff_id in store.database.lease_image(session.name, what.layers, what.chain):
-            store.holder_of_layer(diff_id)  # one that is only read has it
+        for diff_id in what.layers:
+            store.holder_of_layer(diff_id)
     except BaseException:
         session.close()
         raise

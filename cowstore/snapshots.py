@@ -8,7 +8,6 @@ becomes a *base*, a lower of both, and both get a new place.
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 
@@ -17,6 +16,8 @@ from cowstore.errors import NotFound, StoreError
 from cowstore.layout import owns_all
 from cowstore.locks import JOURNAL, check_snapshot_free, commit_lock
 from cowstore.types import Image, Lowers, Snapshot, escaped
+from cowstore.uppers import look_like
+from cowstore.viewformat import root_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _insert(store: Store, name: str, image: Image, view: str, quota: int) -> tup
             # In a store that is only read: its layers cannot vanish from here.
             store.resolve(image.id)
         place = _new_place(store, name)
-        _look_like(store.layout.path("snapshots", place, "upper"), view)
+        look_like(store.layout.path("snapshots", place, "upper"), root_of(view))
         if quota:
             _limit(store, place, quota)
         chain = (pack(image.layers), image.chain)
@@ -166,32 +167,6 @@ def _new_place(store: Store, name: str) -> str:
         place = f"{name}~{os.urandom(4).hex()}"  # an older one of that name is a base now
     _make_directories(store.layout.snapshot(place))
     return place
-
-
-def _look_like(upper: str, view: str) -> None:
-    """An upper's root shows in place of the image's: give it all that one has."""
-    from cowstore.viewformat import root_of
-
-    mode, uid, gid, mtime, xattrs = root_of(view)
-    for name, value in xattrs.items():
-        if name.endswith(b".override_stat"):
-            continue  # it would be taken for ours
-        try:
-            os.setxattr(upper, name, value)
-        except OSError as error:
-            if error.errno not in (errno.ENOTSUP, errno.EPERM):  # those of root, to others
-                raise
-    if owns_all():
-        if (uid, gid) != (0, 0):
-            os.chown(upper, uid, gid)
-        os.chmod(upper, mode)
-    else:
-        try:
-            os.setxattr(upper, "user.containers.override_stat", b"%d:%d:%04o" % (uid, gid, mode))
-        except OSError as error:
-            if error.errno != errno.ENOTSUP:
-                raise
-    os.utime(upper, ns=(mtime, mtime))
 
 
 def _make_directories(path: str) -> None:

@@ -9,7 +9,7 @@ import mmap
 import os
 import stat
 import sys
-from bisect import bisect_left
+from _bisect import bisect_left
 
 from cowstore import viewformat as form
 from cowstore.errors import Damaged

@@ -13,11 +13,11 @@ _digest: Callable[[bytes], int] | None = None
 
 def cookie_of(name: bytes) -> int:
     """16 to 2**63; as ``unionfs.listing.cookie_of``, but not changing with the process."""
-    return (_digest or _load())(name) & COOKIE_MASK | FIRST_COOKIE
+    return (_digest or load())(name) & COOKIE_MASK | FIRST_COOKIE
 
 
-def _load() -> Callable[[bytes], int]:
-    """Not before a name is looked for: a mount is there without."""
+def load() -> Callable[[bytes], int]:
+    """The hash of a whole name; not loaded before one is looked for: a mount is there without."""
     global _digest
     from xxhash import xxh3_64_intdigest
 

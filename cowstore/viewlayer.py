@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from bisect import bisect_right
+from _bisect import bisect_right
 
 from cowstore import viewformat as form
 from cowstore.errors import Damaged

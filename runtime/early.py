@@ -15,7 +15,6 @@ import os
 import sys
 
 from runtime.channel import Channel, pair
-from runtime.console import follow
 from runtime.lean import ENDING, signal
 
 TYPE_CHECKING = False
@@ -56,6 +55,8 @@ def part(work: Callable[[], int]) -> int:
     early: list[int] = []
     for number in ENDING:
         _on(number, lambda n, _frame: _pass_on(child, n, early))
+    from runtime.console import follow  # while the other works
+
     message, fds = ours.receive()
     if message:
         return follow(ours, message, fds, early)

@@ -1,4 +1,4 @@
-"""Where the store of images is joined; nothing else of the runtime knows it.
+"""Where the store of images is joined; nothing else of the runtime knows more than its layers.
 
 Nothing of the store is imported before an image is needed.
 """
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cowstore import Image, Snapshot, Store
+    from cowstore.layout import Layout
+    from cowstore.locks import Session
+    from cowstore.ready import Ready
 
 
 class Source(Record):
@@ -46,18 +49,15 @@ class _Opened:
         self.pid = 0
         self.store: Store | None = None
         self.inherited: list[Store] = []
-        self.left = 0
 
     def __enter__(self) -> Store:
-        assert self.left != os.getpid()
         if self.store is not None and self.pid != os.getpid():
             self.inherited.append(self.store)
             self.store = None
         if self.store is None:
-            try:
-                from cowstore import Store
-            except ImportError as error:
-                raise RunError(f"the image store is not installed: {error}") from None
+            _check_installed()
+            from cowstore import Store
+
             place = os.environ.get("PYUNION_STORE", "")
             self.store = Store(place or None).open()
             self.pid = os.getpid()
@@ -72,18 +72,35 @@ class _Opened:
             store, self.store = self.store, None  # a signal may end this in between
             store.close()
 
-    def leave(self) -> None:
-        """Use it no more, and close nothing: who closes it last writes its log out and syncs it.
-
-        For a process that closes all its descriptors then. SQLite must not come by again: it
-        would take them for open.
-        """
-        self.left = os.getpid()
-
 
 _opened = _Opened()
 release = _opened.release
-leave = _opened.leave
+
+
+def _check_installed() -> None:
+    try:
+        import cowstore  # noqa: F401
+    except ImportError as error:
+        raise RunError(f"the image store is not installed: {error}") from None
+
+
+class _Found:
+    """What ``find`` knows of an image: for the ``lease`` that may follow.
+
+    ``state`` is that of the database before it was opened; ``known`` is all that is needed.
+    """
+
+    def __init__(self, layout: Layout, name: str) -> None:
+        from cowstore import ready
+
+        self.layout = layout
+        self.name = name
+        self.state = ready.state(layout)
+        self.known = ready.find(layout, name, self.state)
+        self.process: dict[str, Any] = {}
+
+
+_found: dict[str, _Found] = {}
 
 
 def find(name: str, pull: str = "missing", platform: str = "") -> tuple[str, dict[str, Any]]:
@@ -93,15 +110,28 @@ def find(name: str, pull: str = "missing", platform: str = "") -> tuple[str, dic
         RunError: not there, and not to be pulled.
         StoreError: what the store says.
     """
-    from cowstore import NotFound, StoreError
-
     if pull not in ("missing", "always", "never", "newer"):
         raise RunError(f"--pull {pull}: unknown", "expected always, missing, newer or never")
+    _check_installed()
+    found = None
+    if pull in ("missing", "never") and _opened.store is None:
+        from cowstore.layout import Layout, default_root
+
+        found = _Found(Layout(default_root()), name)
+        if found.known is not None:
+            _found[found.known.image] = found
+            return found.known.image, found.known.process
+    from cowstore import NotFound, StoreError
+
     with _opened as store:
         if pull not in ("always", "newer"):
             try:
                 image = store.resolve(name)
-                return image.id, _process(image)
+                process = _process(image)
+                if found is not None:
+                    found.process = process
+                    _found[image.id] = found
+                return image.id, process
             except NotFound as error:
                 if pull == "never":
                     raise RunError(f"no image {name}", error.hint or "pyrun images") from None
@@ -168,52 +198,58 @@ def lease(image: str, upper: str, work: str) -> tuple[Source, int]:
 
     The layers are kept as long as the descriptor is open, which holds the session's lock.
     """
+    from cowstore.uppers import look_like
+
+    known, session = _held(image)
+    try:
+        for path in (upper, work):
+            os.mkdir(path, 0o755)
+        look_like(upper, known.root)
+    except BaseException:
+        session.close()
+        raise
+    source = Source(
+        lowers=(known.view,),
+        upper=upper,
+        work=work,
+        options=known.options,
+        view=True,
+        roots=(session.layout.root,),
+        session=session.path,
+    )
+    return source, session._lock.fd
+
+
+def _held(image: str) -> tuple[Ready, Session]:
+    """What is known of an image, and what keeps it; the database is asked if need be."""
+    found = _found.pop(image, None)
+    if found is not None and found.known is not None:
+        from cowstore import ready
+
+        session = ready.hold(found.layout, found.known)
+        if session is not None:
+            return found.known, session
     from cowstore.locks import Session
     from cowstore.mounting import hold
-    from cowstore.snapshots import _look_like
+    from cowstore.ready import Ready, keep
+    from cowstore.viewformat import root_of
 
     with _opened as store:
-        found = store.resolve(image)
-        _forget_leases(store)
-        store.database.hurry()  # no lease survives the machine, so none needs to
-        session = hold(store, found)
-        assert isinstance(session, Session)  # the store itself is never only read
+        resolved = store.resolve(image)
+        held = hold(store, resolved)
+        assert isinstance(held, Session)  # the store itself is never only read
         try:
-            below = store.lowers(found)  # held already: nobody sweeps what this finds or makes
-            for path in (upper, work):
-                os.mkdir(path, 0o755)
-            _look_like(upper, below.places[0])
+            below = store.lowers(resolved)  # held already: nobody sweeps what this finds or makes
+            (view,) = below.places
+            keeps = (*resolved.layers, resolved.chain)
+            known = Ready(b"", image, {}, keeps, view, below.options, root_of(view))
         except BaseException:
-            session.close()
+            held.close()
             raise
-        source = Source(
-            lowers=tuple(below.places),
-            upper=upper,
-            work=work,
-            options=tuple(below.options),
-            view=below.view,
-            roots=_roots(store),
-            session=session.path,
-        )
-        return source, session._lock.fd
-
-
-#: So many rows of leases may lie about.
-_MANY = 256
-
-
-def _forget_leases(store: Store) -> None:
-    """Take rows away whose session is no more; a collection would, but need not come soon."""
-    count = store.database.row("SELECT count(*) FROM leases")
-    if count is None or count[0] < _MANY:
-        return
-    with store.database.write() as db:
-        # Within the transaction: a session is there before its rows are.
-        living = {"resume", *os.listdir(store.layout.path("tmp"))}
-        for (session,) in db.execute("SELECT DISTINCT session FROM leases").fetchall():
-            if session not in living:
-                db.execute("DELETE FROM leases WHERE session=?", (session,))
-    store.database.db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # nobody else may have come by
+        if found is not None and found.state is not None and found.known is None:
+            told = known._replace(state=found.state, process=found.process)
+            keep(found.layout, found.name, told)
+        return known, held
 
 
 def hold(source: Source) -> int:
@@ -318,13 +354,6 @@ def describe(name: str) -> dict[str, Any] | None:
         "Layers": list(image.layers),
         "Config": image.process,
     }
-
-
-def layer_opener(roots: tuple[str, ...]) -> Any:
-    """What a union opens its lowers with where one of them is an index."""
-    from cowstore.viewlayer import opener
-
-    return opener(roots)
 
 
 def changes(source: Source, image: str) -> list[dict[str, str]]:

@@ -8,11 +8,13 @@ what it saves here. Modules that the union's daemon needs on rare paths only
 from __future__ import annotations
 
 import sys
-from types import ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import ModuleType
     from typing import Any
+else:
+    ModuleType = type(sys)  # ``types`` makes one of each kind there is
 
 
 class _Later(ModuleType):

@@ -301,10 +301,7 @@ def task_for(
             os.close(fd)
         raise
     container.save_state(status="starting")
-    if transient and container.config["source"].get("session"):
-        images.leave()  # a lease is given back without the database
-    else:
-        images.release()
+    images.release()
     if made is not None:
         held += made.held
         made.held, made.begun = [], None

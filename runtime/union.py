@@ -67,9 +67,10 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
         [",".join(_words(plan))], lowers=[], upper=None, work=None, mountpoint=root.mountpoint
     )
     if root.view:
-        from runtime.images import layer_opener
+        from cowstore import viewhash
+        from cowstore.viewlayer import opener
 
-        opened = options.union.replace(open_layer=layer_opener(root.roots))
+        opened = options.union.replace(open_layer=opener(root.roots))
         options = options.replace(union=opened)
     options = mount_options.check(options)
     union = daemon.open_union(options)
@@ -96,6 +97,8 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
     ]
 
     def serve() -> None:
+        if root.view:
+            viewhash.load()  # while others mount what goes on top
         daemon.Daemon(options, union, mounted, None, discard=discard).serve(None)
         for parent, name in discarded:
             remove_tree(parent, name)

@@ -8,7 +8,7 @@ between; READDIR needs no state per open directory.
 from __future__ import annotations
 
 import stat
-from bisect import bisect_left
+from _bisect import bisect_left
 
 from unionfs.resolve import Says
 

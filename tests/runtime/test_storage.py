@@ -137,24 +137,6 @@ def test_an_image_in_use_is_not_swept(any_pyrun: Pyrun, image: str) -> None:
     any_pyrun("rm", "-f", "c")
 
 
-def test_leases_of_containers_that_are_gone_do_not_pile_up(any_pyrun: Pyrun, image: str) -> None:
-    import sqlite3
-
-    path = any_pyrun.place / "store/store.db"
-    with sqlite3.connect(path) as db:
-        rows = [(f"gone-{number}", "layer", "sha256:x") for number in range(300)]
-        db.executemany("INSERT INTO leases VALUES (?, ?, ?)", [*rows, ("resume", "layer", "y")])
-    db.close()
-    for name in os.listdir(path.parent):
-        os.chown(path.parent / name, os.stat(path.parent).st_uid, -1)
-    single = ("--userns", "single") if any_pyrun.kind == "single" else ()
-    any_pyrun("run", "--rm", "--network", "none", *single, image, "true")
-    with sqlite3.connect(path) as db:
-        left = {session for (session,) in db.execute("SELECT session FROM leases")}
-    db.close()
-    assert "resume" in left and not any(name.startswith("gone") for name in left)
-
-
 def test_images_go_out_and_come_in(any_pyrun: Pyrun, image: str) -> None:
     archive = any_pyrun.place / "saved.tar"
     for kind in ("docker-archive", "oci-archive"):
