@@ -6,6 +6,9 @@ of that code and lies beside it, as what is cached of ``unionfs.start``, with an
 holds of a module is used while the source's ctime and size are what they were; the file is made
 anew when a module or a directory of modules has changed. Who may not write there goes without.
 Processes that stay let go of it.
+
+What a module imports of ours, whenever it is imported, is made before it, without the import
+system: that takes as long for a module as its code does.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import sys
 from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import MAGIC_NUMBER
 from _imp import _fix_co_filename  # type: ignore[attr-defined]
+from _thread import _count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,9 +31,10 @@ if TYPE_CHECKING:
 else:
     import _signal
 
+_Module: Any = type(sys)
 _HERE: Final = os.path.dirname(os.path.abspath(__file__))
 #: The form of this file, and that of the interpreter's code.
-MAGIC: Final = b"pyunion2" + MAGIC_NUMBER
+MAGIC: Final = b"pyunion3" + MAGIC_NUMBER
 #: And the size of the file, and the size of what describes the code.
 HEADER: Final = len(MAGIC) + 16
 
@@ -38,15 +43,15 @@ class CodeCache:
     """A finder and loader of modules (importlib.abc) over such a file.
 
     ``index``: by name whether it is a package, its source below ``directory``, when that was
-    changed (ctime) in ns, its size in bytes, and from where to where its code is, ``begin`` bytes
-    from the start of the file, which was ``seen`` so.
+    changed (ctime) in ns, its size in bytes, from where to where its code is, ``begin`` bytes
+    from the start of the file, which was ``seen`` so, and which modules of ours it imports.
     """
 
     def __init__(
         self,
         path: str,
         directory: str,
-        index: dict[str, tuple[bool, str, int, int, int, int]],
+        index: dict[str, tuple[bool, str, int, int, int, int, tuple[str, ...]]],
         begin: int,
         seen: tuple[int, int, int],
     ) -> None:
@@ -60,10 +65,23 @@ class CodeCache:
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """See importlib.abc.MetaPathFinder."""
+        if name not in self._index:
+            return None
+        if not _count():  # no other thread that may want one meanwhile
+            fd = self._open()
+            if fd >= 0:
+                try:
+                    self._make_all(fd, name)
+                finally:
+                    os.close(fd)
+        return self._spec(name)
+
+    def _spec(self, name: str, fd: int = -1) -> ModuleSpec | None:
+        """With the code; None: it is to be found elsewhere. ``fd`` of the file, if it is open."""
         entry = self._index.get(name)
         if entry is None:
             return None
-        package, source, time, size, _, _ = entry
+        package, source, time, size, start, end, _ = entry
         place = f"{self._directory}/{source}"
         try:
             found = os.stat(place)
@@ -72,7 +90,7 @@ class CodeCache:
         if found.st_ctime_ns != time or found.st_size != size:
             self._forget()
             return None
-        code = self._read(name)
+        code = self._read(start, end, place, fd)
         if code is None:
             self.close()
             return None
@@ -85,6 +103,43 @@ class CodeCache:
             spec.submodule_search_locations = [os.path.dirname(place)]
         return spec
 
+    def _make_all(self, fd: int, name: str) -> None:
+        """Make the modules that one imports, and what those do, unless they are there."""
+        entry = self._index.get(name)
+        if entry is None:
+            return
+        for other in entry[6]:
+            if other not in sys.modules:
+                self._make_all(fd, other)
+                if not self._make(fd, other):
+                    return  # as ever, then: with the error in its place
+
+    def _make(self, fd: int, name: str) -> bool:
+        """A module as the import system makes it; False: it could not be."""
+        parent, _, child = name.rpartition(".")
+        spec = self._spec(name, fd) if not parent or parent in sys.modules else None
+        if spec is None:
+            return False
+        module = _Module(name)
+        module.__spec__ = spec
+        module.__loader__ = spec.loader
+        module.__package__ = spec.parent
+        module.__file__ = spec.origin
+        module.__cached__ = spec.cached
+        if spec.submodule_search_locations is not None:
+            module.__path__ = spec.submodule_search_locations
+        sys.modules[name] = module
+        try:
+            self.exec_module(module)
+        except BaseException as error:
+            del sys.modules[name]
+            if isinstance(error, Exception):
+                return False
+            raise
+        if parent:
+            setattr(sys.modules[parent], child, module)
+        return True
+
     def create_module(self, spec: ModuleSpec) -> None:
         """See importlib.abc.Loader."""
 
@@ -94,25 +149,31 @@ class CodeCache:
         code, spec.loader_state = spec.loader_state, None
         exec(code, module.__dict__)
 
-    def _read(self, name: str) -> CodeType | None:
-        """A module's code; None: the file is another by now.
-
-        It is opened each time, as processes close descriptors that they do not know, and not
-        read as a whole: most of it is not wanted, and memory costs more than calls.
-        """
-        _, source, _, _, start, end = self._index[name]
+    def _open(self) -> int:
+        """A descriptor of the file; -1: it is another by now."""
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            return None
+            return -1
+        if _seen(fd) == self._seen:
+            return fd
+        os.close(fd)
+        return -1
+
+    def _read(self, start: int, end: int, place: str, fd: int) -> CodeType | None:
+        """A module's code; None: the file is another by now.
+
+        It is not kept open, as processes close descriptors that they do not know, and not
+        read as a whole: most of it is not wanted, and memory costs more than calls.
+        """
+        own = self._open() if fd < 0 else -1
         try:
-            data = (
-                os.pread(fd, end - start, self._begin + start) if _seen(fd) == self._seen else b""
-            )
+            data = os.pread(max(fd, own), end - start, self._begin + start)
         except OSError:
             data = b""
         finally:
-            os.close(fd)
+            if own >= 0:
+                os.close(own)
         if len(data) != end - start:
             return None
         try:
@@ -120,7 +181,7 @@ class CodeCache:
         except (EOFError, TypeError, ValueError):
             self._forget()
             return None
-        _fix_co_filename(code, f"{self._directory}/{source}")  # it may be compiled elsewhere
+        _fix_co_filename(code, place)  # it may be compiled elsewhere
         return code
 
     def _forget(self) -> None:

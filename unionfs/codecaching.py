@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import marshal
 import os
 from importlib.machinery import EXTENSION_SUFFIXES, SourceFileLoader
@@ -48,7 +49,9 @@ def _contents(directory: str) -> list[bytes]:
     directories = [name for top in _PACKAGES for name in _directories(directory, top)]
     times = [(name, codecache.changed(f"{directory}/{name}")) for name in directories]
     index, code, at = {}, [], 0
-    for name, source in _modules(directory, directories):
+    modules = list(_modules(directory, directories))
+    needs = _needs(directory, modules)
+    for name, source in modules:
         place = f"{directory}/{source}"
         try:
             found = os.stat(place)
@@ -58,7 +61,7 @@ def _contents(directory: str) -> list[bytes]:
             continue
         package = os.path.basename(source) == "__init__.py"
         end = at + len(data)
-        index[name] = (package, source, found.st_ctime_ns, found.st_size, at, end)
+        index[name] = (package, source, found.st_ctime_ns, found.st_size, at, end, needs[name])
         code.append(data)
         at = end
     head = marshal.dumps((times, index))
@@ -87,3 +90,50 @@ def _modules(directory: str, directories: list[str]) -> Iterator[tuple[str, str]
                 continue  # run by its name only; what this file stands in for
             package = place.replace("/", ".")
             yield package if stem == "__init__" else f"{package}.{stem}", f"{place}/{name}"
+
+
+def _needs(directory: str, modules: list[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """By name which of the others a module imports whenever it is imported, in order.
+
+    None of those that in turn import it.
+    """
+    known = {name for name, _ in modules}
+    direct = {}
+    for name, source in modules:
+        try:
+            with open(f"{directory}/{source}", "rb") as file:
+                found = list(_imported(ast.parse(file.read())))
+        except (OSError, SyntaxError, ValueError):
+            found = []
+        parents = [name.rpartition(".")[0]]
+        direct[name] = [each for each in dict.fromkeys((*parents, *found)) if each in known]
+    for name, others in direct.items():
+        direct[name] = [other for other in others if name not in _all(direct, other)]
+    return {name: tuple(others) for name, others in direct.items()}
+
+
+def _imported(module: ast.Module) -> Iterator[str]:
+    """What a module's statements import, not those within others: packages, then modules."""
+    for statement in module.body:
+        if isinstance(statement, ast.Import):
+            names = [alias.name for alias in statement.names]
+        elif isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+            names = [statement.module]
+            names += [f"{statement.module}.{alias.name}" for alias in statement.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+
+
+def _all(direct: dict[str, list[str]], name: str) -> set[str]:
+    """A module and what comes with it."""
+    found = {name}
+    waiting = [name]
+    while waiting:
+        for other in direct[waiting.pop()]:
+            if other not in found:
+                found.add(other)
+                waiting.append(other)
+    return found
