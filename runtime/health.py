@@ -59,7 +59,7 @@ class Health:
         self.began = time.monotonic()
         self.failures, self.status, self.log = 0, "starting", []
         self.container.save_state(health=self.status, health_log=[])
-        supervisor.after(self.interval, self._check)
+        supervisor.loop.after(self.interval, self._check)
 
     def stop(self) -> None:
         """The container has ended; what runs of a check went with it."""
@@ -77,7 +77,7 @@ class Health:
         if supervisor is None or supervisor.started is None or not supervisor.started.pid:
             return
         if supervisor.paused:
-            supervisor.after(self.interval, self._check)
+            supervisor.loop.after(self.interval, self._check)
             return
         self.output, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         started = supervisor.started
@@ -86,7 +86,7 @@ class Health:
             os._exit(_run_check(supervisor, started.namespaces, self.command, write))
         os.close(write)
         checker = self.checker
-        supervisor.after(self.timeout, lambda: self._give_up(checker))
+        supervisor.loop.after(self.timeout, lambda: self._give_up(checker))
 
     def _give_up(self, checker: int) -> None:
         if self.checker == checker:
@@ -121,7 +121,7 @@ class Health:
         if self.status != before:
             what = f"health_status={self.status}"
             state.record_event(self.container.root, "container", what, self.container)
-        self.supervisor.after(self.interval, self._check)
+        self.supervisor.loop.after(self.interval, self._check)
 
 
 def checking(process: ProcessPlan, command: list[str]) -> ProcessPlan:

@@ -9,7 +9,9 @@ from runtime import facts, launch, removal, state
 from runtime.errors import RunError
 from runtime.lean import signal
 from runtime.request import stored_request
-from runtime.supervisor import Client, Supervisor, become_daemon
+from runtime.streams import Client
+from runtime.supervisor import Supervisor
+from runtime.sys import calls
 from unionfs import codecache
 
 TYPE_CHECKING = False
@@ -61,7 +63,7 @@ class _Supervision:
             keep |= task.begun.fds()
         if task.attached is not None:
             keep.update(task.attached.fds())
-        become_daemon(keep, self.container.path("supervisor.log"))
+        _become_daemon(keep, self.container.path("supervisor.log"))
         codecache.leave()
         client = None
         if task.attached is not None:
@@ -223,3 +225,24 @@ def _log_limit(request: RunRequest) -> int:
 
             limit = size(value, "--log-opt max-size")
     return limit
+
+
+def _become_daemon(keep: set[int], log: str) -> None:
+    """Leave the caller's session, directory, and every descriptor but those named."""
+    try:
+        os.setsid()
+    except PermissionError:
+        pass  # it has one already
+    os.chdir("/")
+    os.umask(0o077)
+    calls.set_name(b"pyrun")
+    null = os.open(os.devnull, os.O_RDWR)
+    told = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.dup2(told, 2)
+    low = 3
+    for fd in sorted(keep):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, 1 << 30)
