@@ -65,6 +65,8 @@ class Engine(Tool):
 class Pyrun(Engine):
     """Ours."""
 
+    own = True
+
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
         self.environment["PYUNION_STORE"] = str(self.home / "store")

@@ -118,6 +118,8 @@ class Store(Tool):
 class Cowstore(Store):
     """Ours."""
 
+    own = True
+
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
         self.python = self.command[0]

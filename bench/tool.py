@@ -16,6 +16,7 @@ from bench.stage import Stage
 from unionfs import __version__
 
 SOURCES: Final = Path(__file__).resolve().parent.parent
+_PACKAGES: Final = ("unionfs", "cowstore", "runtime")
 #: Modules without which nothing of ours that works with images can run.
 _MODULES: Final = "import runtime, cowstore.store"
 
@@ -28,7 +29,10 @@ class Tool:
         home: where it keeps what lasts, ``run_time``: what does not; nobody
             else's configuration or state is touched.
         rootless: called by an ordinary user.
+        own: it is of this project.
     """
+
+    own = False
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -44,11 +48,13 @@ class Tool:
             "HOME": str(self.home),
             "XDG_RUNTIME_DIR": str(self.run_time),
             "TMPDIR": stage.scratch,
-            "PYTHONPYCACHEPREFIX": str(self.home / "pycache"),
-            "PYTHONPATH": os.pathsep.join(python_path(self.command[0])),
         }
         for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
             self.environment.pop(name, None)
+        if self.own:
+            self.environment.pop("PYTHONPYCACHEPREFIX", None)
+            path = python_path(self.command[0], _installed(self.home))
+            self.environment["PYTHONPATH"] = os.pathsep.join(path)
 
     def call(self, *words: str) -> str:
         """Run the program; what it printed. Raises OSError with its last line if it fails."""
@@ -61,10 +67,23 @@ def podman_words(root: Path, run: Path) -> list[str]:
     return [*words, "--storage-driver", "overlay", "--events-backend", "none"]
 
 
-def python_path(program: str) -> list[str]:
+def _installed(home: Path) -> Path:
+    """Our packages as an installation has them: where who calls them first may keep their code."""
+    place = home / "lib"
+    if not place.exists():
+        draft = home / "lib.draft"
+        for name in _PACKAGES:
+            shutil.copytree(
+                SOURCES / name, draft / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        draft.rename(place)
+    return place
+
+
+def python_path(program: str, packages: Path = SOURCES) -> list[str]:
     """Where an interpreter finds our packages, and the libraries of the one that runs us."""
     inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    here = list(dict.fromkeys([str(SOURCES), *inherited]))
+    here = list(dict.fromkeys([str(packages), *inherited]))
     return here if program == sys.executable else [*here, sysconfig.get_paths()["purelib"]]
 
 
