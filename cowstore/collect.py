@@ -3,10 +3,10 @@
 A session's journal says that it put something into the store before it was recorded; what only
 has leases leaves nothing behind.
 
-Mark: images, snapshots and leases keep layers and blobs; layers keep objects. Rows go first, in
-one transaction; files after it. An object is left if its time is not older than the oldest living
-session: that session wrote it, or found it and touched it. What goes is renamed into ``trash/`` and
-looked at once more there before it is unlinked.
+Mark: images, snapshots, leases and sessions keep layers and blobs; layers keep objects. Rows go
+first, in one transaction; files after it. An object is left if its time is not older than the
+oldest living session: that session wrote it, or found it and touched it. What goes is renamed into
+``trash/`` and looked at once more there before it is unlinked.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ def living_sessions(store: Store, now: int, ending: str = "") -> Living:
     found = Living(set(), now, set())
     for name in os.listdir(store.layout.path("tmp")):
         path = store.layout.path("tmp", name, "lock")
-        if name == ending or not os.path.exists(path):
+        if name == ending:
             continue
-        lock = Lock.acquire(path, wait=False)
-        if lock is not None:
-            lock.release()
-            continue
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            lock = Lock.acquire(path, wait=False, create=False)
+            if lock is not None:
+                lock.release()
+                continue
             began = os.stat(path).st_mtime_ns
             found.names.add(name)
             if keeps := kept(store.layout, name):
@@ -145,9 +145,9 @@ def collect(store: Store, *, resumable: bool = True, ending: str = "") -> Freed:
             " (SELECT index_digest FROM names WHERE index_digest IS NOT NULL)"
         )
         _bury_snapshots(store, db)
+        _sweep_caches(store, marked, freed)  # whoever wants one again has to wait for the gate
     ready.forget(store.layout)
     _sweep_layers(store)
-    _sweep_caches(store, marked, freed)
     _sweep_blobs(store, marked, freed)
     _sweep_objects(store, marked, freed)
     empty_trash(store)
@@ -189,6 +189,8 @@ def _mark(db: sqlite3.Connection, living: Living, resumable: bool) -> _Marked:
                 blobs.add(digest)
         elif kind == "blob":
             blobs.add(ref)
+        elif kind == "chain":  # of a mount by a version before 3
+            chains.add(ref)
     for (index,) in db.execute("SELECT index_digest FROM names").fetchall():
         if index is not None:
             blobs.add(index)

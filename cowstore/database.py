@@ -59,6 +59,7 @@ CREATE TABLE members (
     index_digest TEXT NOT NULL, image TEXT NOT NULL,
     PRIMARY KEY (index_digest, image)) WITHOUT ROWID;
 """,
+    "",  # sessions keep layers by files: no earlier program may collect beside them
 )
 VERSION: Final = 1 + len(_LATER)
 #: Images that a name keeps without pointing to them: of other platforms, by the name's index.

@@ -35,17 +35,20 @@ class Lock:
         self.fd = fd
 
     @classmethod
-    def acquire(cls, path: str, *, shared: bool = False, wait: bool = True) -> Lock | None:
+    def acquire(
+        cls, path: str, *, shared: bool = False, wait: bool = True, create: bool = True
+    ) -> Lock | None:
         """Take the lock; None if it is taken and ``wait`` is false.
 
         Raises:
-            OSError: the file cannot be made.
+            OSError: the file cannot be made, or with ``create`` false is not there.
         """
         import fcntl
 
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
         how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = os.open(path, flags, 0o600)
             try:
                 fcntl.flock(fd, how)
             except OSError as error:
@@ -94,7 +97,7 @@ class Session:
     """A staging directory that belongs to a living process.
 
     Attributes:
-        name: of the directory in ``tmp/``, and of this session's leases.
+        name: of the directory in ``tmp/``, and of this session's leases, if it takes any.
         path: the directory.
         lock: the path of its lock, which other processes may share, to keep it alive.
 
@@ -123,11 +126,16 @@ class Session:
 
     def _write(self, keeps: Iterable[str]) -> None:
         try:
-            with open(self.place(KEEPS), "wb", buffering=0) as file:
+            with open(self.place(KEEPS), "wb") as file:
                 file.write("".join(f"{digest}\n" for digest in keeps).encode())
         except BaseException:
             self.close()
             raise
+
+    @property
+    def fd(self) -> int:
+        """As long as it is open the session lives."""
+        return self._lock.fd
 
     def place(self, *parts: str) -> str:
         """A path in the staging directory."""
@@ -212,8 +220,10 @@ def _lock_of_dead(path: str) -> Lock | None:
         if not os.path.isdir(path):
             os.unlink(path)
             return None
-        return Lock.acquire(os.path.join(path, "lock"), wait=False)
+        return Lock.acquire(os.path.join(path, "lock"), wait=False, create=False)
     except FileNotFoundError:
+        with suppress(OSError):
+            os.rmdir(path)  # just being removed, or cut off before it had a lock
         return None
 
 

@@ -1,6 +1,6 @@
 """Unions of images and snapshots: the store's side of a mount.
 
-A mounted snapshot is a held lock, a mounted image a session with leases; both are
+A mounted snapshot is a held lock, a mounted image a session that keeps its layers; both are
 descriptors that the union's daemon inherits, and so end with it.
 """
 

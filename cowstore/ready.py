@@ -13,6 +13,7 @@ import time
 
 from cowstore.layout import Layout, owns_all
 from cowstore.locks import Session, boot_id
+from unionfs import __version__
 from unionfs.record import Row
 
 TYPE_CHECKING = False
@@ -24,6 +25,7 @@ _MAGIC: Final = b"cowready1"
 _SETTLED: Final = 100_000_000
 #: Twice the header of a log's index (sqlite.org/walformat.html, 2.1).
 _HEADER: Final = 48
+_INITIALIZED: Final = 12
 
 
 class Ready(Row):
@@ -51,25 +53,29 @@ class Ready(Row):
 def state(layout: Layout) -> bytes | None:
     """What changes whenever the database does, by any process; None: it has just changed.
 
-    If something is in its log, the header of the log's index: salts, length and checksum of all
-    that is in there. If not, the file's times. Not to be called while this process has the
-    database open, whose locks are lost when another descriptor of the file is closed (fcntl(2)).
+    The file's times, if they are not of just now; and if something is in its log, the header of
+    the log's index: salts, length and checksum of all that is in there. Also who asks.
+
+    Not to be called while this process has the database open, whose locks are lost when another
+    descriptor of the file is closed (fcntl(2)).
     """
     path = layout.path("store.db")
     log = b""
     try:
         # The log first: it goes when all that was in it has been written to the database.
-        if os.stat(f"{path}-wal").st_size:
+        try:
+            written = os.stat(f"{path}-wal").st_size > 0
+        except FileNotFoundError:
+            written = False
+        if written:
             with open(f"{path}-shm", "rb", buffering=0) as file:
                 log = file.read(2 * _HEADER) or b""
-            if len(log) < 2 * _HEADER or log[:_HEADER] != log[_HEADER:]:
-                return None  # it is just being written, or lost
-    except FileNotFoundError:
-        pass
-    try:
+            whole = len(log) == 2 * _HEADER and log[_INITIALIZED]
+            if not whole or log[:_HEADER] != log[_HEADER:]:
+                return None  # it is just being made or written
         found = os.stat(path)
-    except FileNotFoundError:
-        return None
+    except OSError:
+        return None  # whoever opens the database says what is wrong
     if not log and abs(time.time_ns() - found.st_ctime_ns) < _SETTLED:
         return None
     return b"%d %d %d %d %d %b" % (
@@ -134,7 +140,7 @@ def forget(layout: Layout) -> None:
 
 
 def _head() -> bytes:
-    return _MAGIC + boot_id().encode()
+    return b"%b %b %b" % (_MAGIC, __version__.encode(), boot_id().encode())
 
 
 def _path(layout: Layout, name: str) -> str:

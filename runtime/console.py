@@ -10,6 +10,7 @@ from runtime import jsonio
 from runtime.channel import Channel
 from runtime.errors import RunError
 from runtime.lean import ENDING, signal
+from runtime.wakeup import Wakeup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -163,9 +164,13 @@ class Relay:
             self.poll.register(fd, select.POLLIN)
         if self.source >= 0:
             self.poll.register(0, select.POLLIN)
+        wakeup = Wakeup()
+        self.poll.register(wakeup.fd, select.POLLIN)
         while True:
             for fd, _events in self.poll.poll():
-                if fd in self.outputs:
+                if fd == wakeup.fd:
+                    wakeup.drain()
+                elif fd in self.outputs:
                     self._output(fd)
                 elif fd == 0:
                     self._input()

@@ -56,7 +56,9 @@ def part(work: Callable[[], int]) -> int:
     for number in ENDING:
         _on(number, lambda n, _frame: _pass_on(child, n, early))
     from runtime.console import follow  # while the other works
+    from runtime.wakeup import Wakeup
 
+    Wakeup().wait(ours.fd)
     message, fds = ours.receive()
     if message:
         return follow(ours, message, fds, early)

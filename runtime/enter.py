@@ -8,6 +8,7 @@ be traced, hence not be looked into either).
 from __future__ import annotations
 
 import os
+import time
 
 from runtime import child, init
 from runtime.channel import Channel, pair, raise_if_error
@@ -15,6 +16,7 @@ from runtime.errors import RunError
 from runtime.lean import ENDING, signal
 from runtime.status import exit_code, failure_of
 from runtime.sys import calls, trampoline
+from runtime.wakeup import Wakeup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +35,44 @@ _FLAGS = {
     "pid": calls.CLONE_NEWPID,
     "mnt": calls.CLONE_NEWNS,
 }
+
+
+#: Seconds in which a process says that it has begun, to who has been interrupted by then.
+_PATIENCE = 2.0
+
+
+class Signals:
+    """What a terminal and others send to the caller, for a process that is yet to come.
+
+    ``wakeup`` is there once they are handled.
+    """
+
+    def __init__(self) -> None:
+        self.early: list[int] = []
+        self.wakeup: Wakeup
+        self._pid = 0
+
+    def handle(self) -> None:
+        """From here on; what is ignored stays so."""
+        self.wakeup = Wakeup()
+        for number in ENDING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._came)
+
+    def begin(self, pid: int) -> None:
+        """There it is."""
+        self._pid = pid
+        for number in self.early:
+            self._came(number, None)
+
+    def _came(self, number: int, _frame: object) -> None:
+        if not self._pid:
+            self.early.append(number)
+            return
+        try:
+            os.kill(self._pid, number)
+        except OSError:
+            pass
 
 
 class Entered:
@@ -62,20 +102,31 @@ def start(
     single: bool,
     detach: bool = False,
     groups: Sequence[int] = (),
+    signals: Signals | None = None,
 ) -> Entered:
     """Execute a process in the namespaces given.
 
     ``single``: one id is all there is. ``detach``: the joiner ends when the process has begun.
-    ``groups`` are descriptors as of ``cgroupfs.openings``, which are closed.
+    ``groups`` are descriptors as of ``cgroupfs.openings``, which are closed. ``signals`` are
+    handled from here on.
 
     Raises:
         RunError: it could not be executed, with the status that engines give.
+        KeyboardInterrupt: of one that came while nothing was to be heard.
     """
     ours, theirs = pair()
     report, report_write = os.pipe2(os.O_CLOEXEC)
     # The joiner is not ended by what its caller's terminal sends: that is for the process.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    joiner = os.fork()
+    try:
+        joiner = os.fork()
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        ours.close()
+        theirs.close()
+        for fd in (report, report_write, *groups):
+            os.close(fd)
+        raise
     if joiner == 0:
         ours.close()
         os.close(report)
@@ -84,11 +135,15 @@ def start(
         )
     pid, terminal = 0, -1
     try:
+        if signals is not None:
+            signals.handle()
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
         for fd in (report_write, *groups):
             os.close(fd)
         while not pid:
+            if signals is not None:
+                _await(ours, signals)
             message, fds = ours.receive()
             raise_if_error(message)
             if message == b"T":
@@ -97,6 +152,9 @@ def start(
                 pid = int(message[1:])
             else:
                 break
+        if signals is not None and pid:
+            signals.begin(pid)
+            signals.wakeup.wait(report)
         told = os.read(report, 16)
         failure = failure_of(told, plan.args[0])
         if failure is not None:
@@ -109,8 +167,11 @@ def start(
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):  # they do not know of it
             for left in (pid, joiner):
-                if left:
-                    os.kill(left, signal.SIGKILL)
+                try:
+                    if left:
+                        os.kill(left, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
         os.waitpid(joiner, 0)
         if terminal >= 0:
             os.close(terminal)
@@ -119,6 +180,19 @@ def start(
         os.close(report)
         ours.close()
     return Entered(joiner, pid, terminal)
+
+
+def _await(channel: Channel, signals: Signals) -> None:
+    """Wait for a message, not for ever if the caller has been told to end.
+
+    A process that has begun says so at once, and is told; what is stuck has begun none.
+    """
+    end = 0.0
+    while not signals.wakeup.wait(channel.fd, 100):
+        if signals.early:
+            end = end or time.monotonic() + _PATIENCE
+            if time.monotonic() > end:
+                raise KeyboardInterrupt(signals.early[0])
 
 
 def _join(

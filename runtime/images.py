@@ -217,13 +217,13 @@ def lease(image: str, upper: str, work: str) -> tuple[Source, int]:
         roots=(session.layout.root,),
         session=session.path,
     )
-    return source, session._lock.fd
+    return source, session.fd
 
 
 def _held(image: str) -> tuple[Ready, Session]:
     """What is known of an image, and what keeps it; the database is asked if need be."""
     found = _found.pop(image, None)
-    if found is not None and found.known is not None:
+    if found is not None and found.known is not None and _opened.store is None:
         from cowstore import ready
 
         session = ready.hold(found.layout, found.known)

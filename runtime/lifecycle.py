@@ -240,18 +240,24 @@ def _warn(plan: Plan) -> None:
         sys.stderr.write(f"pyrun: {note}\n")
 
 
-def replan(container: state.Container, root: str) -> Plan:
+def replan(container: state.Container, root: str, *, looking: bool = False) -> Plan:
     """The plan of a container that exists, by the facts of today.
+
+    ``looking``: it is not to be started, and so needs no network, nor anybody's ports.
 
     Raises:
         RunError: it cannot be started here and now.
     """
     request = stored_request(container)
+    if looking:
+        request = request.replace(network="none", publish=(), publish_all=False, net_rate="")
     source = images.Source.from_data(container.config["source"])
     image = container.config.get("image_config") or {}
     plan, _, _ = prepare.make_plan(
         request, container, image, source, state.Containers(root), facts.ask()
     )
+    if looking:
+        return plan
     ports = [list(port) for port in plan.network.ports]
     # The groups of its last run are gone, those that a pause or an update made among them.
     groups = plan.cgroup.to_data() if plan.cgroup is not None else None

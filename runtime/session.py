@@ -12,7 +12,6 @@ from runtime import child, console, facts, launch, lifecycle, state
 from runtime.channel import pair, raise_if_error
 from runtime.errors import RunError
 from runtime.lean import signal
-from runtime.plan import NetworkPlan
 from runtime.sys import calls
 
 TYPE_CHECKING = False
@@ -68,12 +67,11 @@ class Session:
         return self
 
     def _start(self) -> None:
-        plan = lifecycle.replan(self.container, self.root)
+        plan = lifecycle.replan(self.container, self.root, looking=True)
         spaces = plan.namespaces
         kinds = dict.fromkeys((*spaces.new, *(kind for kind, _ in spaces.join)))
         plan = plan.replace(
             root=plan.root.replace(transient=False),
-            network=NetworkPlan(mode="none"),
             namespaces=spaces.replace(new=tuple(kinds), join=()),
             process=plan.process.replace(terminal=False),
             init=False,

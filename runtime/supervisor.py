@@ -20,6 +20,7 @@ from runtime.logs import LogWriter
 from runtime.loop import Loop
 from runtime.status import exit_code, failure_of
 from runtime.streams import Streams
+from runtime.wakeup import Wakeup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,12 +101,11 @@ class Supervisor:
         ``first`` is told how the start went; ``client`` is attached from the beginning.
         """
         self.first = first
-        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wake_write)
+        wakeup = Wakeup()
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         for number in ENDING:
             signal.signal(number, lambda _number, _frame: self.ask_to_stop(self.stop_timeout))
-        self.loop.watch(wake_read, lambda: self._woken(wake_read))
+        self.loop.watch(wakeup.fd, lambda: self._woken(wakeup))
         self.listener = Listener(self)
         if client is not None:
             self.streams.attach(client)
@@ -119,11 +119,8 @@ class Supervisor:
         self._finish()
         return self.code if self.code is not None else 125
 
-    def _woken(self, wake_read: int) -> None:
-        try:
-            os.read(wake_read, 4096)
-        except BlockingIOError:
-            pass
+    def _woken(self, wakeup: Wakeup) -> None:
+        wakeup.drain()
         self._reap()
 
     # -- start and end -----------------------------------------------------------------

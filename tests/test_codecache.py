@@ -196,6 +196,22 @@ def test_no_descriptor_is_kept(place: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_modules_that_import_each_other(place: Path) -> None:
+    """And one that imports its importer from a function, while it begins."""
+    for name, text in {
+        "one": "import runtime.two\nA = 1\n",
+        "two": "import runtime.one\nB = 2\n",
+        "three": "import runtime.four\nC = 3\nprint('three')\n",
+        "four": "def f():\n    import runtime.three\nf()\n",
+    }.items():
+        (place / f"runtime/{name}.py").write_text(text)
+    done = _use(
+        place, "os", "import runtime.two, runtime.three; print(runtime.one.A, runtime.two.B)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "three\n1 2\n"
+
+
 def test_tracebacks_show_the_source(place: Path) -> None:
     done = _use(place, "os", "from unionfs import formats, errors; errors.printable(3)")
     assert str(place / "unionfs/errors.py") in done.stderr

@@ -67,6 +67,7 @@ class CodeCache:
         """See importlib.abc.MetaPathFinder."""
         if name not in self._index:
             return None
+        known = sys.modules.get(name)
         if not _count():  # no other thread that may want one meanwhile
             fd = self._open()
             if fd >= 0:
@@ -74,6 +75,9 @@ class CodeCache:
                     self._make_all(fd, name)
                 finally:
                     os.close(fd)
+        made = sys.modules.get(name)
+        if made is not known and made is not None:
+            return made.__spec__  # on the way, by what that one imports as it begins
         return self._spec(name)
 
     def _spec(self, name: str, fd: int = -1) -> ModuleSpec | None:
@@ -140,14 +144,16 @@ class CodeCache:
             setattr(sys.modules[parent], child, module)
         return True
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        """See importlib.abc.Loader."""
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """See importlib.abc.Loader: the one that is made already, if there is one."""
+        return sys.modules.get(spec.name) if spec.loader_state is None else None
 
     def exec_module(self, module: ModuleType) -> None:
         """See importlib.abc.Loader."""
         spec: Any = module.__spec__
         code, spec.loader_state = spec.loader_state, None
-        exec(code, module.__dict__)
+        if code is not None:
+            exec(code, module.__dict__)
 
     def _open(self) -> int:
         """A descriptor of the file; -1: it is another by now."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import marshal
 import os
+import re
 from importlib.machinery import EXTENSION_SUFFIXES, SourceFileLoader
 
 from unionfs import codecache
@@ -92,6 +92,10 @@ def _modules(directory: str, directories: list[str]) -> Iterator[tuple[str, str]
             yield package if stem == "__init__" else f"{package}.{stem}", f"{place}/{name}"
 
 
+#: A statement on its own, not within others, with all that is in its parentheses.
+_IMPORT: Final = re.compile(r"^(?:import|from (\S+) import) *(\([^)]*\)|.*)$", re.MULTILINE)
+
+
 def _needs(directory: str, modules: list[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
     """By name which of the others a module imports whenever it is imported, in order.
 
@@ -101,27 +105,24 @@ def _needs(directory: str, modules: list[tuple[str, str]]) -> dict[str, tuple[st
     direct = {}
     for name, source in modules:
         try:
-            with open(f"{directory}/{source}", "rb") as file:
-                found = list(_imported(ast.parse(file.read())))
-        except (OSError, SyntaxError, ValueError):
+            with open(f"{directory}/{source}", encoding="utf-8") as file:
+                found = list(_imported(file.read()))
+        except (OSError, ValueError):
             found = []
         parents = [name.rpartition(".")[0]]
         direct[name] = [each for each in dict.fromkeys((*parents, *found)) if each in known]
-    for name, others in direct.items():
-        direct[name] = [other for other in others if name not in _all(direct, other)]
-    return {name: tuple(others) for name, others in direct.items()}
+    all_of = {name: _all(direct, name) for name in direct}
+    return {
+        name: tuple(other for other in others if name not in all_of[other])
+        for name, others in direct.items()
+    }
 
 
-def _imported(module: ast.Module) -> Iterator[str]:
+def _imported(text: str) -> Iterator[str]:
     """What a module's statements import, not those within others: packages, then modules."""
-    for statement in module.body:
-        if isinstance(statement, ast.Import):
-            names = [alias.name for alias in statement.names]
-        elif isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
-            names = [statement.module]
-            names += [f"{statement.module}.{alias.name}" for alias in statement.names]
-        else:
-            continue
+    for package, rest in _IMPORT.findall(text):
+        listed = (part.split()[0] for part in rest.strip("()").split(",") if part.strip())
+        names = [package, *(f"{package}.{name}" for name in listed)] if package else list(listed)
         for name in names:
             parts = name.split(".")
             yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))

@@ -8,8 +8,9 @@ import sys
 
 from runtime import console, enter, filters, state
 from runtime.errors import RunError
-from runtime.lean import ENDING, signal
+from runtime.lean import signal
 from runtime.plan import ProcessPlan, process_plan
+from runtime.wakeup import Wakeup
 from unionfs.record import Record
 
 TYPE_CHECKING = False
@@ -67,6 +68,7 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
     else:
         pipes = _Pipes(bool(values.get("interactive")))
         stdio = pipes.theirs
+    signals = enter.Signals()
     entered = enter.start(
         process,
         namespaces,
@@ -76,23 +78,26 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
         single=target.single,
         detach=detach,
         groups=groups,
+        signals=signals,
     )
     if detach:
         entered.wait()
-        return 0
-    _forward_signals(entered.pid, entered.terminal)
+        return 128 + signals.early[0] if signals.early else 0
+    if entered.terminal >= 0:
+        _follow_size(entered.terminal)
     if pipes is not None:
         pipes.entered()
-        pipes.relay(os.pidfd_open(entered.joiner))
+        pipes.relay(os.pidfd_open(entered.joiner), signals.wakeup)
     else:
         keys = console.parse_keys(values.get("detach_keys", "ctrl-p,ctrl-q"))
         try:
-            _relay(entered.terminal, keys, bool(values.get("interactive")))
+            _relay(entered.terminal, keys, bool(values.get("interactive")), signals.wakeup)
         except console.Detached:
             # Without anybody at its terminal it would be hung up.
             console.ask(container.directory, {"op": "drain"}, (entered.terminal,))
             sys.stderr.write("\r\n")
             return 0
+    signals.wakeup.wait(os.pidfd_open(entered.joiner))
     return entered.wait()
 
 
@@ -167,13 +172,14 @@ class _Pipes:
         for fd in self.theirs:
             os.close(fd)
 
-    def relay(self, ended: int) -> None:
+    def relay(self, ended: int, wakeup: Wakeup) -> None:
         """Carry bytes until ``ended``, a pidfd, tells that the process is gone.
 
         Others that still have the pipes are not waited for.
         """
         watcher = select.poll()
         watcher.register(ended, select.POLLIN)
+        watcher.register(wakeup.fd, select.POLLIN)
         for number in (1, 2):
             os.set_blocking(self.ours[number], False)
             watcher.register(self.ours[number], select.POLLIN)
@@ -183,6 +189,8 @@ class _Pipes:
         pending = b""
         while True:
             ready = {fd for fd, _ in watcher.poll()}
+            if wakeup.fd in ready:
+                wakeup.drain()
             for number in (1, 2):
                 fd = self.ours.get(number, -1)
                 if fd in ready and not _pass_on(fd, number):
@@ -241,36 +249,32 @@ def _pass_on(source: int, target: int, *, more: bool = False) -> bool:
     return bool(data)
 
 
-def _forward_signals(pid: int, terminal: int) -> None:
-    def forward(number: int, _frame: object) -> None:
-        try:
-            os.kill(pid, number)
-        except OSError:
-            pass
+def _follow_size(terminal: int) -> None:
+    """Keep a terminal as large as ours."""
 
-    for number in ENDING:
-        signal.signal(number, forward)
-    if terminal >= 0:
+    def resize(_number: int, _frame: object) -> None:
+        size = console.window_size()
+        if size is not None:
+            console.set_window_size(terminal, size)
 
-        def resize(_number: int, _frame: object) -> None:
-            size = console.window_size()
-            if size is not None:
-                console.set_window_size(terminal, size)
-
-        signal.signal(signal.SIGWINCH, resize)
-        resize(0, None)
+    signal.signal(signal.SIGWINCH, resize)
+    resize(0, None)
 
 
-def _relay(terminal: int, keys: bytes, interactive: bool) -> None:
+def _relay(terminal: int, keys: bytes, interactive: bool, wakeup: Wakeup) -> None:
     """Carry bytes between our terminal and the process's until that is closed."""
     watcher = select.poll()
     watcher.register(terminal, select.POLLIN)
+    watcher.register(wakeup.fd, select.POLLIN)
     if interactive:
         watcher.register(0, select.POLLIN)
     filtered = console.KeyFilter(keys)
     with console.RawTerminal(interactive and os.isatty(0)):
         while True:
             for fd, _events in watcher.poll():
+                if fd == wakeup.fd:
+                    wakeup.drain()
+                    continue
                 try:
                     data = os.read(fd, 1 << 16)
                 except OSError:

@@ -145,17 +145,23 @@ def _within(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
     return checked and checked.replace(mode=member.mode, uid=0, gid=0, deep=False)
 
 
+def _renamed(path: str, top: str) -> str:
+    """A member's path with another first part."""
+    head, slash, tail = path.partition("/")
+    return f"{top}{slash}{tail}" if head else path
+
+
 def _copy_in(session: Session, source: str, target: str, module: Any) -> None:
     read, write = os.pipe2(os.O_CLOEXEC)
-    base = "/" + os.path.normpath(f"/{target}").lstrip("/")
     contents = source.endswith("/.") or source == "-"
     if source != "-" and not os.path.lexists(source):
         raise RunError(f"{source}: no such file or directory")
     own_name = os.path.basename(os.path.abspath(source))
-    names = {"new": os.path.basename(base), "into": own_name}
 
     def unpack() -> None:
         os.close(write)
+        # The container's own symlinks are followed to what is named, those of the archive nowhere.
+        base = os.path.realpath("/" + os.path.normpath(f"/{target}").lstrip("/"))
         with open(read, "rb") as stream:
             into = os.path.isdir(base)
             if not into and target.endswith("/") and not contents:
@@ -163,15 +169,16 @@ def _copy_in(session: Session, source: str, target: str, module: Any) -> None:
             place = base if into else os.path.dirname(base)
             if not os.path.isdir(place):
                 raise RunError(f"{place}: no such directory in the container")
-            wanted = names["into"] if into else names["new"]
+            wanted = own_name if into else os.path.basename(base)
             with module.open(fileobj=stream, mode="r|") as archive:
                 archive.extraction_filter = _within
                 for member in archive:
                     if ".." in member.name.split("/"):
                         raise RunError(f"refused: {member.name} would be outside of {base}")
                     if not contents:
-                        head, slash, tail = member.name.partition("/")
-                        member.name = f"{wanted}{slash}{tail}" if head else member.name
+                        member.name = _renamed(member.name, wanted)
+                        if member.islnk():
+                            member.linkname = _renamed(member.linkname, wanted)
                     member.uid = member.gid = 0
                     member.uname = member.gname = ""
                     archive.extract(member, place, numeric_owner=True)

@@ -189,6 +189,30 @@ def test_an_interrupt_ends_a_further_command(any_pyrun: Pyrun) -> None:
     assert "sleep 999" not in any_pyrun("top", "x").stdout and not left
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_further_command_interrupted_at_any_moment(
+    any_pyrun: Pyrun, number: signal.Signals
+) -> None:
+    """Either it has not begun, or it gets the signal: none goes on without its caller."""
+    any_pyrun.start("x", "sleep", "1000")
+    for step in range(16):
+        with subprocess.Popen(
+            [*any_pyrun.command, "exec", "x", "sleep", "777"], env=any_pyrun.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        ) as process:  # fmt: skip
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            if step % 2:  # from the fork on it matters, and up to there it is Python that begins
+                while not children.read_text():
+                    time.sleep(0.0005)
+            time.sleep(step * 0.002)
+            process.send_signal(number)
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
+    assert "sleep 777" not in any_pyrun("top", "x").stdout
+
+
 def test_interrupts_at_any_moment(any_pyrun: Pyrun) -> None:
     """It ends in the usual way, or the container gets the signal; nothing is left."""
     for step in range(24):

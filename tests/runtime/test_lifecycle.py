@@ -114,6 +114,30 @@ def test_a_symlink_in_the_container_does_not_lead_a_copy_out(
     assert list(victim.iterdir()) == []
 
 
+def test_a_copy_goes_to_what_a_symlink_names(any_pyrun: Pyrun, tmp_path: Path) -> None:
+    """As /etc/os-release, or a resolv.conf."""
+    script = "mkdir /real; echo old >/real/file; ln -s /real/file /etc/link; echo up; sleep 100"
+    any_pyrun.start("c", "sh", "-c", script)
+    wait_for_line(any_pyrun, "c")
+    (tmp_path / "new").write_text("new\n")
+    (tmp_path / "new").chmod(0o644)
+    any_pyrun("cp", str(tmp_path / "new"), "c:/etc/link")
+    told = any_pyrun("exec", "c", "sh", "-c", "cat /real/file; test -L /etc/link && echo link")
+    assert told.stdout == "new\nlink\n"
+
+
+def test_hard_links_stay_together_in_a_copy(any_pyrun: Pyrun, tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/a").write_text("mine")
+    (tmp_path / "two/a").chmod(0o644)
+    os.link(tmp_path / "two/a", tmp_path / "two/b")
+    any_pyrun.start("c", "sh", "-c", "mkdir -p /root/two; echo not >/root/two/a; echo up; sleep 99")
+    wait_for_line(any_pyrun, "c")
+    any_pyrun("cp", str(tmp_path / "two"), "c:/root/new")
+    told = any_pyrun("exec", "c", "sh", "-c", "cd /root/new; cat a b; test a -ef b && echo same")
+    assert told.stdout == "minemine" + "same\n"
+
+
 @pytest.mark.parametrize("how", ["name", "link"])
 def test_an_archive_does_not_lead_out_of_its_target(
     any_pyrun: Pyrun, tmp_path: Path, how: str

@@ -55,6 +55,18 @@ def test_a_published_port_and_a_shared_network(root_pyrun: Pyrun) -> None:
     assert root_pyrun("run", "--rm", *join, sys.executable, "-c", _CLIENT).stdout == "hello\n"
 
 
+def test_a_copy_needs_nobodys_port(root_pyrun: Pyrun) -> None:
+    """The container is not started for it."""
+    _needs_helper()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    published = ("-p", f"127.0.0.1:{port}:80")
+    root_pyrun("create", "--name", "w", *published, "--rootfs", "/", "true")
+    with socket.create_server(("127.0.0.1", port)):
+        assert "hostname" in root_pyrun("cp", "w:/etc/hostname", "-").stdout
+        assert "address already in use" in root_pyrun("start", "w", code=125).stderr
+
+
 def test_slirp4netns_where_names_are_long(root_pyrun: Pyrun) -> None:
     """A socket's name has 108 bytes (unix(7)); a user's home and a container's id are longer."""
     _needs_helper()

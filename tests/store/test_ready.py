@@ -16,8 +16,11 @@ import pytest
 from cowstore import Store, ready
 from cowstore import collect as collecting
 from cowstore.collect import collect
+from cowstore.endings import bury_session
 from cowstore.fsck import check
-from cowstore.locks import Session, kept
+from cowstore.layout import Layout
+from cowstore.locks import Session, dead_sessions, kept
+from cowstore.mounting import hold, release
 from cowstore.ready import Ready
 from tests.store.archives import M, digest, tar
 from tests.store.conftest import AddImage
@@ -183,6 +186,83 @@ def test_a_session_waits_for_a_collection_that_has_listed_them(
     collect(store)
     thread.join(5)
     made[0].close()
+
+
+def test_what_comes_between_a_mark_and_a_sweep_stays(
+    store: Store, add: AddImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that comes back, and a container on it, just when its last name has gone."""
+    archive = tar([M("a", b"1")])
+    add(archive, name="x")
+    view = store.lowers("x").places[0]
+    sweep = collecting._sweep_layers
+    held: list[Any] = []
+
+    def meanwhile(swept: Store) -> None:
+        if not held:
+            held.append(hold(store, add(archive, name="x")))
+            store.lowers("x")
+        sweep(swept)
+
+    monkeypatch.setattr(collecting, "_sweep_layers", meanwhile)
+    store.remove("x")
+    assert os.path.exists(view) and check(store, full=True) == []
+    release(held[0])
+
+
+def test_sessions_that_end_beside_a_collection(store: Store) -> None:
+    """Neither fails."""
+    end = time.monotonic() + 1.5
+    failed: list[BaseException] = []
+
+    def sessions() -> None:
+        try:
+            while time.monotonic() < end:
+                Session(store.layout, ["sha256:x"]).close()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=sessions) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < end:
+        collecting.living_sessions(store, 0)
+        for name in dead_sessions(store.layout):
+            bury_session(store, name)
+    for thread in threads:
+        thread.join()
+    assert failed == [] and os.listdir(store.layout.path("tmp")) == []
+
+
+def test_what_is_kept_is_written_whole_or_not_at_all(store: Store) -> None:
+    """A file of more than a page, where only a page can be had."""
+    script = (
+        "import resource, signal, sys\n"
+        "from cowstore.layout import Layout\nfrom cowstore.locks import Session\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "Session(Layout(sys.argv[1]), [f'sha256:{number:064x}' for number in range(61)])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, store.layout.root], capture_output=True, text=True
+    )
+    assert done.returncode and "File too large" in done.stderr
+    assert os.listdir(store.layout.path("tmp")) == []
+
+
+def test_a_log_whose_index_is_lost_tells_nothing(store: Store, add: AddImage) -> None:
+    add(tar([M("a", b"1")]), name="x")
+    _settled(store)
+    script = (
+        "import os, sqlite3, sys\ndb = sqlite3.connect(sys.argv[1])\n"
+        'db.execute("DELETE FROM names")\ndb.commit()\nos._exit(0)\n'
+    )
+    path = store.layout.path("store.db")
+    subprocess.run([sys.executable, "-c", script, path], check=True)
+    assert ready.state(store.layout) is not None
+    os.unlink(f"{path}-shm")
+    assert ready.state(store.layout) is None
+    assert ready.state(Layout("/etc/passwd")) is None
 
 
 _STARTS = """

@@ -343,16 +343,16 @@ def test_a_database_of_another_version(store: Store, add: AddImage, tmp_path: Pa
     store.database.db.execute("PRAGMA user_version=1")
     store.close()
     with Store(tmp_path / "other", stores=[place]).open() as other:
-        with pytest.raises(StoreError, match="of version 1, this program knows 2"):
+        with pytest.raises(StoreError, match="of version 1, this program knows 3"):
             other.images()
     with Store(place).open() as later:  # brought up to date, with all that is in it
         assert later.resolve("x").id == image.id
         later.database.db.execute("PRAGMA user_version=99")
     with Store(place).open() as later:
-        with pytest.raises(StoreError, match="of version 99, this program knows 2"):
+        with pytest.raises(StoreError, match="of version 99, this program knows 3"):
             later.images()
     with contextlib.closing(sqlite3.connect(f"{place}/store.db")) as db:
-        db.execute("PRAGMA user_version=2")
+        db.execute("PRAGMA user_version=3")
 
 
 def test_what_is_no_store_is_told(tmp_path: Path) -> None:
