@@ -166,12 +166,15 @@ def remove_staging(path: str) -> None:
     Who used it may be removing it at the same time.
     """
     with suppress(FileNotFoundError):
-        if {"lock", KEEPS}.issuperset(names := os.listdir(path)):
-            for name in sorted(names):  # the lock last
-                os.unlink(os.path.join(path, name))
-            os.rmdir(path)
-        else:
-            remove_tree(path)
+        # In this order: who is cut off leaves a session that is found, and what is to be done.
+        for name in sorted(os.listdir(path), key=lambda name: (name == "lock", name == JOURNAL)):
+            entry = os.path.join(path, name)
+            if os.path.isdir(entry) and not os.path.islink(entry):
+                remove_tree(entry)
+            else:
+                with suppress(FileNotFoundError):
+                    os.unlink(entry)
+        os.rmdir(path)
 
 
 def kept(layout: Layout, session: str) -> list[str]:
@@ -222,9 +225,15 @@ def _lock_of_dead(path: str) -> Lock | None:
             return None
         return Lock.acquire(os.path.join(path, "lock"), wait=False, create=False)
     except FileNotFoundError:
-        with suppress(OSError):
-            os.rmdir(path)  # just being removed, or cut off before it had a lock
-        return None
+        pass
+    try:
+        os.rmdir(path)  # just being removed, or cut off before it had a lock
+    except FileNotFoundError:
+        pass
+    except OSError:
+        # Of a program that removed the lock first.
+        return Lock.acquire(os.path.join(path, "lock"), wait=False)
+    return None
 
 
 def boot_id() -> str:

@@ -37,40 +37,59 @@ _FLAGS = {
 }
 
 
-#: Seconds in which a process says that it has begun, to who has been interrupted by then.
+#: Seconds in which a process is to begin, for who has been interrupted by then.
 _PATIENCE = 2.0
 
 
 class Signals:
     """What a terminal and others send to the caller, for a process that is yet to come.
 
-    ``wakeup`` is there once they are handled.
+    ``came`` are all so far; ``wakeup`` is there once they are handled.
     """
 
     def __init__(self) -> None:
-        self.early: list[int] = []
+        self.came: list[int] = []
         self.wakeup: Wakeup
-        self._pid = 0
+        self._pidfd = -1
 
     def handle(self) -> None:
         """From here on; what is ignored stays so."""
         self.wakeup = Wakeup()
         for number in ENDING:
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._came)
+                signal.signal(number, self._handle)
 
-    def begin(self, pid: int) -> None:
+    def begin(self, pidfd: int) -> None:
         """There it is."""
-        self._pid = pid
-        for number in self.early:
-            self._came(number, None)
+        self._pidfd = pidfd
+        for number in self.came:
+            self._send(number)
 
-    def _came(self, number: int, _frame: object) -> None:
-        if not self._pid:
-            self.early.append(number)
-            return
+    def wait(self, fd: int) -> None:
+        """Until a descriptor is ready, though not for ever after a signal.
+
+        Raises:
+            KeyboardInterrupt: what should have begun by then has not.
+        """
+        end = 0.0
+        while not self.wakeup.wait(fd, 100):
+            if self.came:
+                end = end or time.monotonic() + _PATIENCE
+                if time.monotonic() > end:
+                    raise KeyboardInterrupt(self.came[0])
+
+    def _handle(self, number: int, _frame: object) -> None:
+        self.came.append(number)
+        if self._pidfd >= 0:
+            self._send(number)
+
+    def _send(self, number: int) -> None:
         try:
-            os.kill(self._pid, number)
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            # It is over, and what it has said is all that keeps us.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         except OSError:
             pass
 
@@ -78,13 +97,12 @@ class Signals:
 class Entered:
     """A process that has been executed in a container.
 
-    ``joiner`` is our child, which ends with the process's exit status; ``pid`` the process
-    itself; ``terminal`` the pseudo-terminal's master or -1.
+    ``joiner`` is our child, which ends with the process's exit status; ``terminal`` the
+    pseudo-terminal's master or -1.
     """
 
-    def __init__(self, joiner: int, pid: int, terminal: int) -> None:
+    def __init__(self, joiner: int, terminal: int) -> None:
         self.joiner = joiner
-        self.pid = pid
         self.terminal = terminal
 
     def wait(self) -> int:
@@ -133,7 +151,7 @@ def start(
         _join(
             plan, namespaces, theirs, report_write, program, machine, stdio, single, detach, groups
         )
-    pid, terminal = 0, -1
+    pidfd = terminal = -1
     try:
         if signals is not None:
             signals.handle()
@@ -141,20 +159,20 @@ def start(
         theirs.close()
         for fd in (report_write, *groups):
             os.close(fd)
-        while not pid:
+        while pidfd < 0:
             if signals is not None:
-                _await(ours, signals)
+                signals.wait(ours.fd)
             message, fds = ours.receive()
             raise_if_error(message)
             if message == b"T":
                 terminal = fds[0]
-            elif message.startswith(b"P"):
-                pid = int(message[1:])
+            elif message == b"P":
+                pidfd = fds[0]
             else:
                 break
-        if signals is not None and pid:
-            signals.begin(pid)
-            signals.wakeup.wait(report)
+        if signals is not None and pidfd >= 0:
+            signals.begin(pidfd)
+            signals.wait(report)
         told = os.read(report, 16)
         failure = failure_of(told, plan.args[0])
         if failure is not None:
@@ -166,12 +184,12 @@ def start(
             pass
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):  # they do not know of it
-            for left in (pid, joiner):
+            if pidfd >= 0:
                 try:
-                    if left:
-                        os.kill(left, signal.SIGKILL)
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
+            os.kill(joiner, signal.SIGKILL)
         os.waitpid(joiner, 0)
         if terminal >= 0:
             os.close(terminal)
@@ -179,20 +197,7 @@ def start(
     finally:
         os.close(report)
         ours.close()
-    return Entered(joiner, pid, terminal)
-
-
-def _await(channel: Channel, signals: Signals) -> None:
-    """Wait for a message, not for ever if the caller has been told to end.
-
-    A process that has begun says so at once, and is told; what is stuck has begun none.
-    """
-    end = 0.0
-    while not signals.wakeup.wait(channel.fd, 100):
-        if signals.early:
-            end = end or time.monotonic() + _PATIENCE
-            if time.monotonic() > end:
-                raise KeyboardInterrupt(signals.early[0])
+    return Entered(joiner, terminal)
 
 
 def _join(
@@ -244,7 +249,7 @@ def _join(
                 first=False,
             )
         os.close(report)
-        status.send(b"P%d" % pid)
+        status.send(b"P", [os.pidfd_open(pid)])
         status.close()
         if detach:
             os._exit(0)

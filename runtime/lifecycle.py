@@ -243,14 +243,14 @@ def _warn(plan: Plan) -> None:
 def replan(container: state.Container, root: str, *, looking: bool = False) -> Plan:
     """The plan of a container that exists, by the facts of today.
 
-    ``looking``: it is not to be started, and so needs no network, nor anybody's ports.
+    ``looking``: it is not to be started, and so needs nobody's ports.
 
     Raises:
         RunError: it cannot be started here and now.
     """
     request = stored_request(container)
     if looking:
-        request = request.replace(network="none", publish=(), publish_all=False, net_rate="")
+        request = request.replace(publish=(), publish_all=False)
     source = images.Source.from_data(container.config["source"])
     image = container.config.get("image_config") or {}
     plan, _, _ = prepare.make_plan(

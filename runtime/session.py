@@ -12,6 +12,7 @@ from runtime import child, console, facts, launch, lifecycle, state
 from runtime.channel import pair, raise_if_error
 from runtime.errors import RunError
 from runtime.lean import signal
+from runtime.plan import NetworkPlan
 from runtime.sys import calls
 
 TYPE_CHECKING = False
@@ -72,6 +73,7 @@ class Session:
         kinds = dict.fromkeys((*spaces.new, *(kind for kind, _ in spaces.join)))
         plan = plan.replace(
             root=plan.root.replace(transient=False),
+            network=NetworkPlan(mode="none"),
             namespaces=spaces.replace(new=tuple(kinds), join=()),
             process=plan.process.replace(terminal=False),
             init=False,

@@ -64,11 +64,17 @@ class Client:
 
 
 class Streams:
-    """Those of a container, from start to start; ``signalled`` by somebody attached."""
+    """Those of a container, from start to start; ``signalled`` by somebody attached.
 
-    def __init__(self, loop: Loop, log: LogWriter, signalled: Callable[[int], None]) -> None:
+    ``tty``: it has a terminal, which takes more after an end of input.
+    """
+
+    def __init__(
+        self, loop: Loop, log: LogWriter, tty: bool, signalled: Callable[[int], None]
+    ) -> None:
         self._loop = loop
         self._log = log
+        self._tty = tty
         self._signalled = signalled
         self._clients: list[Client] = []
         self._streams: dict[int, str] = {}
@@ -109,8 +115,8 @@ class Streams:
                 pass
             self._stream_ended(fd)
         if self._stdin >= 0:
+            self._loop.unwatch(self._stdin)
             if self._stdin != self._terminal:
-                self._loop.unwatch(self._stdin)
                 os.close(self._stdin)
             self._stdin = -1
         self._terminal = -1
@@ -262,7 +268,7 @@ class Streams:
             self._loop.unwatch(client.source)
             os.close(client.source)
             client.source = -1
-            self._stdin_closing = self._terminal < 0
+            self._stdin_closing = not self._tty
         self._feed()
 
     def _feed(self) -> None:

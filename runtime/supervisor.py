@@ -77,7 +77,7 @@ class Supervisor:
         self.transient = transient
         self.log = LogWriter(container.path("log") if log else os.devnull, log_limit)
         self.loop = Loop()
-        self.streams = Streams(self.loop, self.log, self._client_signal)
+        self.streams = Streams(self.loop, self.log, plan.process.terminal, self._client_signal)
         self.listener: Listener | None = None
         self.started: launch.Started | None = None
         self.code: int | None = None

@@ -82,7 +82,7 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
     )
     if detach:
         entered.wait()
-        return 128 + signals.early[0] if signals.early else 0
+        return 128 + signals.came[0] if signals.came else 0
     if entered.terminal >= 0:
         _follow_size(entered.terminal)
     if pipes is not None:

@@ -145,6 +145,22 @@ def _within(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
     return checked and checked.replace(mode=member.mode, uid=0, gid=0, deep=False)
 
 
+def _make_room(member: tarfile.TarInfo, place: str) -> bool:
+    """Take away what has the name of a hard link; False: it is that link already.
+
+    Raises:
+        tarfile.FilterError: it would not be below ``place``.
+    """
+    _within(member, place)
+    path = os.path.join(place, member.name)
+    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path)):
+        target = os.path.join(place, member.linkname)
+        if os.path.lexists(target) and os.path.samestat(os.lstat(path), os.lstat(target)):
+            return False
+        os.unlink(path)
+    return True
+
+
 def _renamed(path: str, top: str) -> str:
     """A member's path with another first part."""
     head, slash, tail = path.partition("/")
@@ -179,6 +195,8 @@ def _copy_in(session: Session, source: str, target: str, module: Any) -> None:
                         member.name = _renamed(member.name, wanted)
                         if member.islnk():
                             member.linkname = _renamed(member.linkname, wanted)
+                    if member.islnk() and not _make_room(member, place):
+                        continue
                     member.uid = member.gid = 0
                     member.uname = member.gname = ""
                     archive.extract(member, place, numeric_owner=True)

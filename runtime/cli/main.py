@@ -108,8 +108,12 @@ def _open_streams() -> None:
 def _main(words: list[str]) -> int:
     gc.disable()  # a command ends before it is worth it; what lives on enables it
     _open_streams()
-    if _command_of(words) != "run":
-        interruptible()
+    command = _command_of(words)
+    if command != "run":
+        # Until ``exec`` handles signals itself there is nothing to take back: they end it. An
+        # exception would be lost in a callback of Python's own, of which importing has many.
+        if command != "exec":
+            interruptible()
         return _guarded(words, lambda: _dispatch(words))
     from runtime import early
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import select
 import signal
@@ -207,10 +208,33 @@ def test_a_further_command_interrupted_at_any_moment(
             time.sleep(step * 0.002)
             process.send_signal(number)
             try:
-                process.wait(PATIENCE)
+                process.wait(20)
             finally:
                 process.kill()
     assert "sleep 777" not in any_pyrun("top", "x").stdout
+
+
+@pytest.mark.parametrize("detach", [(), ("-d",)])
+def test_a_further_command_that_cannot_begin(any_pyrun: Pyrun, detach: tuple[str, ...]) -> None:
+    """Its program is not to be read: an interrupt ends it all the same."""
+    any_pyrun.start("x", "sleep", "1000")
+    (path,) = (any_pyrun.place / "pyrun/containers").glob("*/state.json")
+    union = json.loads(path.read_text())["union_pid"]
+    os.kill(union, signal.SIGSTOP)
+    try:
+        with subprocess.Popen(
+            [*any_pyrun.command, "exec", *detach, "x", "sleep", "776"], env=any_pyrun.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        ) as process:  # fmt: skip
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            while not children.read_text():
+                time.sleep(0.01)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) == 130
+    finally:
+        os.kill(union, signal.SIGCONT)
+    assert "sleep 776" not in any_pyrun("top", "x").stdout
 
 
 def test_interrupts_at_any_moment(any_pyrun: Pyrun) -> None:

@@ -136,6 +136,18 @@ def test_hard_links_stay_together_in_a_copy(any_pyrun: Pyrun, tmp_path: Path) ->
     any_pyrun("cp", str(tmp_path / "two"), "c:/root/new")
     told = any_pyrun("exec", "c", "sh", "-c", "cd /root/new; cat a b; test a -ef b && echo same")
     assert told.stdout == "minemine" + "same\n"
+    any_pyrun("cp", f"{tmp_path}/two/.", "c:/root/new")  # once more, over what is there
+    any_pyrun("exec", "c", "sh", "-c", "rm /root/new/a; echo other >/root/new/a")
+    any_pyrun("cp", f"{tmp_path}/two/.", "c:/root/new")
+    told = any_pyrun("exec", "c", "sh", "-c", "cd /root/new; cat a b; test a -ef b && echo same")
+    assert told.stdout == "minemine" + "same\n"
+
+
+def test_looking_at_a_file_of_a_network(any_pyrun: Pyrun) -> None:
+    """What the container would see, started or not."""
+    options = ("--network", "host", "--dns-search", "foo.test")
+    any_pyrun("create", "--name", "h", *options, "--rootfs", str(any_pyrun.rootfs), "true")
+    assert "search foo.test" in any_pyrun("cp", "h:/etc/resolv.conf", "-").stdout
 
 
 @pytest.mark.parametrize("how", ["name", "link"])

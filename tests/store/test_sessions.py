@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,37 @@ def test_a_blob_that_was_found_is_on_disk(store: Store, monkeypatch: pytest.Monk
         write_blobs(store.layout, session, told, durable=True)
     assert os.stat(store.layout.blob(digest(data))).st_ino in synced
     collect(store)
+
+
+def test_a_burial_that_was_cut_off(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is left of it, the next command finds it."""
+    session = Session(store.layout)
+    for number in range(5):
+        Path(session.place(f"staged{number}")).write_bytes(b"1")
+    session.abandon()
+    left = 3
+    unlink = os.unlink
+
+    def few(path: str) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", few)
+    with pytest.raises(KeyboardInterrupt):
+        store.open()
+    monkeypatch.undo()
+    assert os.path.exists(session.place("lock"))
+    store.open()
+    assert not os.path.exists(session.path)
+    old = Session(store.layout)  # as an earlier program left it
+    Path(old.place("staged")).write_bytes(b"1")
+    old.abandon()
+    os.unlink(old.place("lock"))
+    store.open()
+    assert not os.path.exists(old.path)
 
 
 def test_what_is_held_keeps_its_view(store: Store, add: AddImage) -> None:
