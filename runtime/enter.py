@@ -88,8 +88,7 @@ class Signals:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             # It is over, and what it has said is all that keeps us.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            raise KeyboardInterrupt(number) from None
         except OSError:
             pass
 

@@ -214,6 +214,31 @@ def test_a_further_command_interrupted_at_any_moment(
     assert "sleep 777" not in any_pyrun("top", "x").stdout
 
 
+def test_a_further_command_whose_output_nobody_reads(any_pyrun: Pyrun) -> None:
+    """When it is over, a signal is for who still has its output."""
+    any_pyrun.start("x", "sleep", "1000")
+    with subprocess.Popen(
+        [*any_pyrun.command, "exec", "x", "sh", "-c", "head -c 100000 /dev/zero; echo up >&2"],
+        env=any_pyrun.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        (joiner,) = _children_of(process)
+        end = time.monotonic() + PATIENCE
+        while "\nState:\tZ" not in Path(f"/proc/{joiner}/status").read_text():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
+def _children_of(process: subprocess.Popen[bytes]) -> list[int]:
+    """Once there are some."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (text := children.read_text()):
+        time.sleep(0.005)
+    return [int(word) for word in text.split()]
+
+
 @pytest.mark.parametrize("detach", [(), ("-d",)])
 def test_a_further_command_that_cannot_begin(any_pyrun: Pyrun, detach: tuple[str, ...]) -> None:
     """Its program is not to be read: an interrupt ends it all the same."""
