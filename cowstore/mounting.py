@@ -75,7 +75,7 @@ def hold(store: Store, what: Snapshot | Image) -> Lock | Session | None:
         return _hold_snapshot(store, what)
     if store.layout.read_only:
         return None
-    session = Session(store.layout, (*what.layers, what.chain))
+    session = Session(store.layout, what.digests)
     try:
         for diff_id in what.layers:
             store.holder_of_layer(diff_id)

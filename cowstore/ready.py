@@ -14,6 +14,7 @@ import time
 from cowstore.layout import Layout, owns_all
 from cowstore.locks import Session, boot_id
 from unionfs import __version__
+from unionfs.errors import suppress
 from unionfs.record import Row
 
 TYPE_CHECKING = False
@@ -120,10 +121,8 @@ def keep(layout: Layout, name: str, known: Ready) -> None:
             file.write(_head() + body)
         os.rename(draft, _path(layout, name))
     except OSError:
-        try:  # noqa: SIM105  (contextlib is slow to load)
+        with suppress(OSError):
             os.unlink(draft)
-        except OSError:
-            pass
 
 
 def forget(layout: Layout) -> None:
@@ -133,10 +132,8 @@ def forget(layout: Layout) -> None:
     except FileNotFoundError:
         return
     for name in names:
-        try:  # noqa: SIM105  (contextlib is slow to load)
+        with suppress(FileNotFoundError):
             os.unlink(layout.path("ready", name))
-        except FileNotFoundError:
-            pass
 
 
 def _head() -> bytes:

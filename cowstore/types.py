@@ -68,6 +68,11 @@ class Image(Record):
         return self.id.partition(":")[2][:12]
 
     @property
+    def digests(self) -> tuple[str, ...]:
+        """What a session keeps of it: its layers, and their chain."""
+        return (*self.layers, self.chain)
+
+    @property
     def config(self) -> dict[str, Any]:
         """The configuration as parsed JSON (image-spec config.md); empty for an artifact.
 

@@ -241,8 +241,7 @@ def _held(image: str) -> tuple[Ready, Session]:
         try:
             below = store.lowers(resolved)  # held already: nobody sweeps what this finds or makes
             (view,) = below.places
-            keeps = (*resolved.layers, resolved.chain)
-            known = Ready(b"", image, {}, keeps, view, below.options, root_of(view))
+            known = Ready(b"", image, {}, resolved.digests, view, below.options, root_of(view))
         except BaseException:
             held.close()
             raise

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tarfile
-import time
 
 import pytest
 
-from cowstore import ready
-from cowstore.layout import Layout, default_root
-from runtime import images
 from tests.runtime.conftest import Pyrun
 
 
@@ -57,29 +52,6 @@ def test_an_image_is_run_changed_committed_and_run(any_pyrun: Pyrun, image: str)
     any_pyrun("commit", "c", "changed:1")
     script = "cat /etc/new; test -e /etc/group || echo gone"
     assert any_pyrun(*run, "--rm", "changed:1", "sh", "-c", script).stdout == "new\ngone\n"
-
-
-def test_a_start_that_has_opened_the_database_asks_it(
-    any_pyrun: Pyrun, image: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is kept of an image is not looked at then: that would take SQLite's locks away."""
-    if any_pyrun.kind != "root":
-        return
-    monkeypatch.setenv("PYUNION_STORE", str(any_pyrun.place / "store"))
-    any_pyrun("run", "--rm", "--network", "none", image, "true")
-    end = time.monotonic() + 5
-    while images._Found(Layout(default_root()), image).known is None:
-        assert time.monotonic() < end
-        time.sleep(0.1)
-        any_pyrun("run", "--rm", "--network", "none", image, "true")
-    found, _ = images.find(image)
-    with images._opened as store:
-        store.images()
-    monkeypatch.setattr(ready, "state", lambda _layout: pytest.fail("asked beside the database"))
-    source, fd = images.lease(found, str(any_pyrun.place / "u"), str(any_pyrun.place / "w"))
-    os.close(fd)
-    images.end_lease(source.session)
-    images.release()
 
 
 def test_an_image_that_is_not_there(any_pyrun: Pyrun, image: str) -> None:

@@ -22,6 +22,7 @@ from cowstore.layout import Layout
 from cowstore.locks import Session, dead_sessions, kept
 from cowstore.mounting import hold, release
 from cowstore.ready import Ready
+from runtime import images
 from tests.store.archives import M, digest, tar
 from tests.store.conftest import AddImage
 
@@ -41,8 +42,7 @@ def _settled(store: Store) -> bytes:
 def _keep(store: Store, name: str) -> Ready:
     image = store.resolve(name)
     view = store.lowers(image).places[0]
-    keeps = (*image.layers, image.chain)
-    known = Ready(_settled(store), image.id, {"Cmd": ["a"]}, keeps, view, ("x=1",), _ROOT)
+    known = Ready(_settled(store), image.id, {"Cmd": ["a"]}, image.digests, view, ("x=1",), _ROOT)
     ready.keep(store.layout, name, known)
     return known
 
@@ -263,6 +263,34 @@ def test_a_log_whose_index_is_lost_tells_nothing(store: Store, add: AddImage) ->
     os.unlink(f"{path}-shm")
     assert ready.state(store.layout) is None
     assert ready.state(Layout("/etc/passwd")) is None
+
+
+def test_a_start_that_has_opened_the_database_asks_it(
+    store: Store, add: AddImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of an image is not looked at then: that would take SQLite's locks away."""
+    monkeypatch.setenv("PYUNION_STORE", store.layout.root)
+    image = add(tar([M("a", b"1")]), name="x")
+    store.lowers(image)
+    _settled(store)
+
+    def lease(place: str) -> None:
+        (tmp_path / place).mkdir()
+        paths = (str(tmp_path / place / "upper"), str(tmp_path / place / "work"))
+        source, fd = images.lease(image.id, *paths)
+        os.close(fd)
+        images.end_lease(source.session)
+
+    assert images.find("x")[0] == image.id
+    lease("first")
+    images.release()
+    assert _find(store, "x") is not None, "kept for the second"
+    assert images.find("x")[0] == image.id and images._opened.store is None
+    with images._opened as opened:
+        opened.images()
+    monkeypatch.setattr(ready, "state", lambda _layout: pytest.fail("asked beside the database"))
+    lease("second")
+    images.release()
 
 
 _STARTS = """
