@@ -14,9 +14,9 @@ from bench.account import Account, as_root
 from bench.peers import Found, Peer, version_of
 from bench.stage import Stage
 from unionfs import __version__
+from unionfs.codecaching import PACKAGES
 
 SOURCES: Final = Path(__file__).resolve().parent.parent
-_PACKAGES: Final = ("unionfs", "cowstore", "runtime")
 #: Modules without which nothing of ours that works with images can run.
 _MODULES: Final = "import runtime, cowstore.store"
 
@@ -72,7 +72,7 @@ def _installed(home: Path) -> Path:
     place = home / "lib"
     if not place.exists():
         draft = home / "lib.draft"
-        for name in _PACKAGES:
+        for name in PACKAGES:
             shutil.copytree(
                 SOURCES / name, draft / name, ignore=shutil.ignore_patterns("__pycache__")
             )

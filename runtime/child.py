@@ -335,9 +335,4 @@ def _own_loose_descriptors(
     """Close everything that is not needed any more; what stays is close-on-exec."""
     keep = {status.fd, commands, streams.report, streams.trampoline, *streams.stdio}
     keep |= set(terminal or ())
-    low = 3
-    for fd in sorted(keep):
-        if fd >= low:
-            os.closerange(low, fd)
-            low = fd + 1
-    os.closerange(low, 1 << 30)
+    calls.close_others(keep)

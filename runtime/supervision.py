@@ -241,8 +241,4 @@ def _become_daemon(keep: set[int], log: str) -> None:
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.dup2(told, 2)
-    low = 3
-    for fd in sorted(keep):
-        os.closerange(low, fd)
-        low = fd + 1
-    os.closerange(low, 1 << 30)
+    calls.close_others(keep)

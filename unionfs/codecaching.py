@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Final
 
-_PACKAGES: Final = ("unionfs", "cowstore", "runtime")
+#: All that is imported at a start.
+PACKAGES: Final = ("unionfs", "cowstore", "runtime")
 
 
 def write(directory: str, path: str) -> None:
@@ -46,7 +47,7 @@ def write(directory: str, path: str) -> None:
 def _contents(directory: str) -> list[bytes]:
     """The file, in parts."""
     # The times first: what changes meanwhile makes the file one of the past.
-    directories = [name for top in _PACKAGES for name in _directories(directory, top)]
+    directories = [name for top in PACKAGES for name in _directories(directory, top)]
     times = [(name, codecache.changed(f"{directory}/{name}")) for name in directories]
     index, code, at = {}, [], 0
     modules = list(_modules(directory, directories))

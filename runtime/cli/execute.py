@@ -85,9 +85,10 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
         return 128 + signals.came[0] if signals.came else 0
     if entered.terminal >= 0:
         _follow_size(entered.terminal)
+    ended = os.pidfd_open(entered.joiner)
     if pipes is not None:
         pipes.entered()
-        pipes.relay(os.pidfd_open(entered.joiner), signals.wakeup)
+        pipes.relay(ended, signals.wakeup)
     else:
         keys = console.parse_keys(values.get("detach_keys", "ctrl-p,ctrl-q"))
         try:
@@ -97,7 +98,7 @@ def execute(values: dict[str, Any], rest: list[str], root: str) -> int:
             console.ask(container.directory, {"op": "drain"}, (entered.terminal,))
             sys.stderr.write("\r\n")
             return 0
-    signals.wakeup.wait(os.pidfd_open(entered.joiner))
+    signals.wakeup.wait(ended)
     return entered.wait()
 
 

@@ -120,23 +120,16 @@ def _unpack(stream: IO[bytes], target: str, module: Any, *, owners: bool) -> Non
 
 def _as_ours(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
     """Files on the host are the caller's; names and links stay below the target."""
-    import tarfile
-
-    if member.islnk() or member.issym() or member.isreg() or member.isdir():
-        mode = member.mode
-        checked = tarfile.tar_filter(member, path)
-        if checked is not None:
-            if member.islnk():
-                checked = tarfile.data_filter(checked, path)
-            return checked.replace(
-                mode=mode & 0o777, uid=os.geteuid(), gid=os.getegid(), uname="", gname="",
-                deep=False,
-            )  # fmt: skip
-    return None
+    if not (member.islnk() or member.issym() or member.isreg() or member.isdir()):
+        return None
+    checked = _within(member, path)
+    return checked and checked.replace(
+        mode=member.mode & 0o777, uid=os.geteuid(), gid=os.getegid(), uname="", gname="", deep=False
+    )
 
 
 def _within(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-    """As it is, but below the target: names, what they pass through, and hard links."""
+    """As it is and root's, but below the target: names, what they pass through, hard links."""
     import tarfile
 
     checked = tarfile.tar_filter(member, path)
@@ -197,8 +190,6 @@ def _copy_in(session: Session, source: str, target: str, module: Any) -> None:
                             member.linkname = _renamed(member.linkname, wanted)
                     if member.islnk() and not _make_room(member, place):
                         continue
-                    member.uid = member.gid = 0
-                    member.uname = member.gname = ""
                     archive.extract(member, place, numeric_owner=True)
 
     def checked() -> None:

@@ -18,6 +18,10 @@ from unionfs.sys.mounts import move_mount as move_mount
 from unionfs.sys.mounts import new_mount as new_mount
 from unionfs.sys.mounts import open_tree as open_tree
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -101,6 +105,16 @@ _OPEN_HOW = struct.Struct("=QQQ")
 #: EAGAIN of openat2(2) tells that a rename or a mount, anywhere, came in between.
 _OPEN_AGAIN = 1000
 _MOUNT_ATTR = struct.Struct("=QQQQ")
+
+
+def close_others(keep: Iterable[int]) -> None:
+    """Close every descriptor from 3 on but those named."""
+    low = 3
+    for fd in sorted(set(keep)):
+        if fd >= low:
+            os.closerange(low, fd)
+            low = fd + 1
+    os.closerange(low, 1 << 30)
 
 
 # -- namespaces ----------------------------------------------------------------
