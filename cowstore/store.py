@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cowstore.layers import Layers
     from cowstore.locks import Session
+    from cowstore.manifest import Entry
     from cowstore.merge import Node
     from cowstore.rules import Limits
 
@@ -225,15 +226,15 @@ class Store:
 
         raise Damaged(f"layer {diff_id} is missing", "cowstore fsck --repair")
 
-    def merged(self, diff_ids: Sequence[str]) -> Node:
-        """The merged tree of a chain of layers, the lowest first."""
+    def merged(self, diff_ids: Sequence[str], beneath: Sequence[Entry] = ()) -> Node:
+        """The merged tree of a chain of layers, the lowest first, on a layer of ``beneath``."""
         from cowstore.merge import merge_layers
 
         def entries(diff_id: str) -> Any:
             with self.holder_of_layer(diff_id).layers.manifest(diff_id) as manifest:
                 return manifest.entries()
 
-        return merge_layers(entries(diff_id) for diff_id in diff_ids)
+        return merge_layers([*([beneath] if beneath else []), *map(entries, diff_ids)])
 
     # -- in and out ----------------------------------------------------------------------
 

@@ -32,15 +32,22 @@ _WORDS = {
 _DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def build_tree(store: Store, root: Node, path: str, flavour: str) -> None:
+def build_tree(
+    store: Store, root: Node, path: str, flavour: str, *, owners: bool = True, lenient: bool = False
+) -> None:
     """Write a tree at ``path``, which must not be there; flavours as in ``caches.tree_path``.
+
+    Args:
+        owners: False: all is the caller's, whoever had it.
+        lenient: root of a user namespace calls: what only root may make is left out, which is
+            devices and ``trusted.*`` attributes.
 
     Raises:
         OSError: EPERM for owners or devices without ``override``, ENOSPC, …
         Damaged: a content object is missing.
     """
     os.mkdir(path, 0o700)
-    builder = _TreeBuilder(store, path, flavour)
+    builder = _TreeBuilder(store, path, flavour, owners, lenient)
     try:
         builder.fill(builder.top, root)
         builder.finish_dir(builder.top, root.entry)
@@ -49,13 +56,15 @@ def build_tree(store: Store, root: Node, path: str, flavour: str) -> None:
 
 
 class _TreeBuilder:
-    def __init__(self, store: Store, path: str, flavour: str) -> None:
+    def __init__(self, store: Store, path: str, flavour: str, owners: bool, lenient: bool) -> None:
         self.objects = [
             os.open(holder.layout.path("objects"), os.O_PATH | os.O_CLOEXEC)
             for holder in store.holders()
         ]
         self.top = os.open(path, _DIR_FLAGS)
         self.override = flavour == "override"
+        self.owners = owners
+        self.lenient = lenient
         #: Prefix of the marks by which files lead to their data; empty: they have it themselves.
         self.marks = {"data": formats.TRUSTED, "userdata": formats.USER}.get(flavour, b"")
         self.links: dict[int, bytes] = {}
@@ -69,6 +78,8 @@ class _TreeBuilder:
         assert node.children is not None
         for name in sorted(node.children):
             child = node.children[name]
+            if self.lenient and child.entry.kind in (stat.S_IFCHR, stat.S_IFBLK):
+                continue
             if child.children is not None:
                 os.mkdir(name, 0o700, dir_fd=fd)
                 below = os.open(name, _DIR_FLAGS, dir_fd=fd)
@@ -139,7 +150,8 @@ class _TreeBuilder:
             if kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFCHR, stat.S_IFBLK):
                 os.setxattr(where, formats.OVERRIDE_STAT, _override(entry), follow_symlinks=follow)
         else:
-            self.chown(fd, name, entry)
+            if self.owners:
+                self.chown(fd, name, entry)
             if kind != stat.S_IFLNK:
                 calls.chmod_nofollow(fd, name, mode)
         for key, value in entry.xattrs:
@@ -147,6 +159,8 @@ class _TreeBuilder:
                 not key.startswith(b"user.") or key in formats.OVERRIDE_STAT_NAMES
             ):
                 continue  # an ordinary user may set no other; and ours is what counts
+            if self.lenient and key.startswith(b"trusted."):
+                continue
             try:
                 os.setxattr(where, formats.escape(key), value, follow_symlinks=follow)
             except OSError as error:

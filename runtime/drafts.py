@@ -21,7 +21,7 @@ def name(path: str) -> str:
 
 def sweep(root: str) -> None:
     """Remove the drafts of processes that are no more beneath a root of containers."""
-    places = [root, f"{root}/seccomp"]
+    places = [root, f"{root}/seccomp", f"{root}/trees"]
     places += [f"{root}/containers/{name}" for name in listed(f"{root}/containers")]
     for place in places:
         for entry in listed(place):

@@ -110,10 +110,10 @@ def _work(work: Callable[[], int], caller: Channel, called: int) -> NoReturn:
         import fcntl  # noqa: F401  (what both processes need is imported once)
         import select  # noqa: F401
 
-        from runtime import launch, plan  # noqa: F401
+        from runtime import launch, plan, storage  # noqa: F401
         from runtime.sys import calls
 
-        _waiting = launch.spawn(own=True)
+        _waiting = launch.spawn(own=True, union=storage.is_union_likely(sys.argv))
         calls.set_parent_death_signal(signal.SIGTERM)
         if os.getppid() == called:
             code = work()

@@ -25,7 +25,8 @@ class Source(Record):
     """What a container's root is made of: see ``plan.RootPlan``.
 
     ``snapshot`` is its name in the store; ``session`` the directory of the store's session that
-    keeps an image's layers for a container that has no snapshot.
+    keeps an image's layers for a container that has no snapshot. ``storage`` is what the root is
+    made with, once that is settled.
     """
 
     lowers: tuple[str, ...]
@@ -36,6 +37,7 @@ class Source(Record):
     snapshot: str = ""
     roots: tuple[str, ...] = ()
     session: str = ""
+    storage: str = ""
 
 
 class _Opened:
@@ -75,6 +77,11 @@ class _Opened:
 
 _opened = _Opened()
 release = _opened.release
+
+
+def opened() -> _Opened:
+    """The store, for a ``with``."""
+    return _opened
 
 
 def _check_installed() -> None:
@@ -200,7 +207,7 @@ def lease(image: str, upper: str, work: str) -> tuple[Source, int]:
     """
     from cowstore.uppers import look_like
 
-    known, session = _held(image)
+    known, session = held(image)
     try:
         for path in (upper, work):
             os.mkdir(path, 0o755)
@@ -220,7 +227,7 @@ def lease(image: str, upper: str, work: str) -> tuple[Source, int]:
     return source, session.fd
 
 
-def _held(image: str) -> tuple[Ready, Session]:
+def held(image: str) -> tuple[Ready, Session]:
     """What is known of an image, and what keeps it; the database is asked if need be."""
     found = _found.pop(image, None)
     if found is not None and found.known is not None and _opened.store is None:
@@ -236,19 +243,19 @@ def _held(image: str) -> tuple[Ready, Session]:
 
     with _opened as store:
         resolved = store.resolve(image)
-        held = hold(store, resolved)
-        assert isinstance(held, Session)  # the store itself is never only read
+        made = hold(store, resolved)
+        assert isinstance(made, Session)  # the store itself is never only read
         try:
             below = store.lowers(resolved)  # held already: nobody sweeps what this finds or makes
             (view,) = below.places
             known = Ready(b"", image, {}, resolved.digests, view, below.options, root_of(view))
         except BaseException:
-            held.close()
+            made.close()
             raise
         if found is not None and found.state is not None and found.known is None:
             told = known._replace(state=found.state, process=found.process)
             keep(found.layout, found.name, told)
-        return known, held
+        return known, made
 
 
 def hold(source: Source) -> int:
@@ -324,7 +331,10 @@ def _changed(store: Store, source: Source, image: str) -> Snapshot:
 def commit(
     source: Source, image: str, reference: str, author: str, message: str, changes: tuple[str, ...]
 ) -> str:
-    """An image of a container's changes; its id."""
+    """An image of a container's changes; its id.
+
+    Of one on the kernel's overlayfs it is for who is root of the container's ids.
+    """
     from cowstore import CommitOptions
 
     with _opened as store:

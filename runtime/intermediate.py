@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 
-def wait(channel: Channel, own: bool) -> NoReturn:
-    """Be that process; ``own``: in a user namespace of its own, see ``launch.Intermediate``."""
+def wait(channel: Channel, own: bool, wants_union: bool) -> NoReturn:
+    """Be that process; ``own``: in a user namespace of its own, see ``launch.Intermediate``.
+
+    ``wants_union``: what serves one is imported beforehand.
+    """
     try:
         _prepare(channel, own)
         stage, to_stage = _fork_stage()
-        union.load()
+        if wants_union:
+            union.load()
     except BaseException as error:
         channel.send_error(error)
         os._exit(125)

@@ -171,15 +171,15 @@ class Intermediate:
             pass  # it has gone meanwhile
 
 
-def spawn(own: bool) -> Intermediate:
-    """Fork an intermediate process."""
+def spawn(own: bool, *, union: bool) -> Intermediate:
+    """Fork an intermediate process; ``union``: it will probably serve one."""
     ours, theirs = pair()
     pid = os.fork()
     if pid == 0:
         try:
             from runtime import intermediate
 
-            intermediate.wait(theirs, own)
+            intermediate.wait(theirs, own, union)
         finally:
             os._exit(125)
     theirs.close()
@@ -224,7 +224,7 @@ def begin(
     started = Started()
     calls.set_child_subreaper()
     if waiting is None:
-        waiting = spawn(bool(plan.ids.outer_uids) and outer < 0)
+        waiting = spawn(bool(plan.ids.outer_uids) and outer < 0, union=plan.root.kind == "union")
     started.union_pid = waiting.pid
     try:
         if waiting.own and waiting.ids is None:

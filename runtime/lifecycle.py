@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import console, facts, filters, images, launch, prepare, removal, state
+from runtime import console, facts, filters, images, launch, prepare, removal, state, storage
 from runtime.channel import Channel, pair
 from runtime.errors import RunError
 from runtime.lean import ENDING, signal
@@ -60,13 +60,17 @@ def dry_run(request: RunRequest, root: str) -> Plan:
     image_id, image = prepare.image_of(request)
     container = state.Container(root, state.new_id())
     container._config = {"id": container.id, "name": request.name}
-    if request.rootfs:
-        source = _tree(request, container)
+    host = facts.ask()
+    kind = storage.choose(request.storage, host, root)
+    if request.rootfs or kind == "copy":
+        source = _tree(request, container, kind)
     else:
-        source = images.Source(lowers=(image_id,), upper="(a new snapshot)", work="", view=True)
+        source = images.Source(
+            lowers=(image_id,), upper="(a new snapshot)", work="", view=True, storage=kind
+        )
     try:
         plan, _, _ = prepare.make_plan(
-            request, container, image, source, state.Containers(root), facts.ask()
+            request, container, image, source, state.Containers(root), host
         )
         _warn(plan)
         return plan
@@ -95,7 +99,8 @@ def create(
         waiting.map(prepare.usual_ids(request, host), host.newuidmap, host.newgidmap)
     image_id, image = prepare.image_of(request)
     source, held, begun = None, -1, None
-    volumes_lock = -1
+    kind = storage.choose(request.storage, host, root)
+    locks: list[int] = []
     containers.reclaim(request.name)
     # It is known to who takes it back, or not made at all.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
@@ -107,9 +112,17 @@ def create(
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if request.volumes_from or request.volume or request.mount or image.get("Volumes"):
-            volumes_lock = removal.lock_volumes(root, shared=True)
+            locks.append(removal.lock_volumes(root, shared=True))
         if request.rootfs:
-            source = _tree(request, container)
+            source = _tree(request, container, kind)
+            if kind == "copy":
+                prepare.copy_tree(source.lowers[0], source.upper)
+        elif kind == "copy":
+            from runtime import imagetrees
+
+            source = _tree(request, container, kind)
+            single = prepare.usual_ids(request, host).single
+            imagetrees.copied(source.upper, image_id, host, single=single)
         elif fleeting and not (request.storage_opt and prepare.storage_size(request).disk):
             upper, work = container.path("upper"), container.path("work")
             source, held = images.lease(image_id, upper, work)
@@ -117,6 +130,12 @@ def create(
             # Its name is known beforehand, so it can be taken back whatever happens meanwhile.
             source = images.Source(lowers=(), upper="", work="", snapshot=container.id[:32])
             source = _snapshot(request, container, image_id)
+        if kind == "kernel" and not request.rootfs:
+            from runtime import imagetrees
+
+            locks.append(imagetrees.lock(root, shared=True))
+            single = prepare.usual_ids(request, host).single
+            source = imagetrees.beneath(root, source, image_id, host, single=single)
         plan, config, volumes = prepare.make_plan(
             request, container, image, source, containers, host
         )
@@ -157,8 +176,8 @@ def create(
             pass  # what has come first is told
         raise
     finally:
-        if volumes_lock >= 0:
-            os.close(volumes_lock)
+        for fd in locks:
+            os.close(fd)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return Created(container, plan, [held] if held >= 0 else [], begun)
 
@@ -203,11 +222,13 @@ def _snapshot(request: RunRequest, container: state.Container, image_id: str) ->
         raise sizes.refused(request.storage_opt[0].partition("=")[2], str(error)) from None
 
 
-def _tree(request: RunRequest, container: state.Container) -> images.Source:
+def _tree(request: RunRequest, container: state.Container, kind: str) -> images.Source:
+    """Of a directory tree, if one is given; a container of a copied image has its upper alone."""
     return images.Source(
-        lowers=(os.path.realpath(request.rootfs),),
+        lowers=(os.path.realpath(request.rootfs),) if request.rootfs else (),
         upper=container.path("upper"),
         work=container.path("work"),
+        storage=kind,
     )
 
 

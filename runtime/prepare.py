@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from runtime import cgroups, drafts, facts, ids, images, network, spec, state
+from runtime import cgroups, drafts, facts, ids, images, network, spec, state, storage
 from runtime.errors import RunError
 from runtime.plan import NetworkPlan, Plan, RootPlan, make
 from runtime.request import RunRequest
@@ -42,7 +42,7 @@ def check(request: RunRequest) -> None:
         raise RunError("both an image and --rootfs", "give one")
     if not request.rootfs and not request.image:
         raise RunError("no image", "pyrun run IMAGE COMMAND, or --rootfs DIR")
-    if request.storage not in ("auto", "union", "kernel", "copy"):
+    if request.storage not in storage.KINDS:
         raise RunError(f"--storage {request.storage}: expected auto, union, kernel or copy")
     if request.limits not in ("strict", "best-effort"):
         raise RunError(f"--limits {request.limits}: expected strict or best-effort")
@@ -183,24 +183,9 @@ def _root_plan(
     request: RunRequest, container: state.Container, source: images.Source, plan: ids.IdPlan,
     host: facts.HostFacts,
 ) -> tuple[RootPlan, ids.IdPlan]:  # fmt: skip
-    kind = request.storage
-    if kind == "auto":
-        kind = "union" if not host.fuse else "kernel"
+    kind = storage.choose(source.storage or request.storage, host, container.root)
     if kind == "copy":
-        if source.view:
-            raise RunError("--storage copy needs directories, and this image is an index")
-        _copy_once(source)
         source = source.replace(lowers=(source.upper,), upper="", work="")
-    if source.view and host.fuse:
-        raise RunError(
-            f"/dev/fuse {host.fuse}, and an image cannot be mounted without it",
-            "modprobe fuse; the device must be readable and writable for you; or --rootfs DIR",
-        )
-    if kind == "union" and host.fuse:
-        raise RunError(
-            f"/dev/fuse {host.fuse}",
-            "modprobe fuse; the device must be readable and writable for you; or --storage kernel",
-        )
     options = list(source.options)
     if plan.single:
         # The kernel has no number for other owners, and refuses their files even to root. Whose
@@ -212,7 +197,8 @@ def _root_plan(
     options.append("volatile" if request.rm else "redirect_dir=copy")
     if kind == "union" and (request.cpus or request.cpu_quota or request.cpu_shares):
         options.append("busy_poll=0")  # the daemon's waiting would count as the container's work
-    lowers = source.lowers if kind == "copy" else (*source.lowers, places(container.root))
+    whole = kind == "copy" or (kind == "kernel" and request.image)  # imagetrees.py
+    lowers = source.lowers if whole else (*source.lowers, places(container.root))
     root = RootPlan(
         kind="plain" if kind == "copy" else kind,
         lowers=lowers,
@@ -226,11 +212,19 @@ def _root_plan(
         transient=request.rm and not source.snapshot,
         memory=storage_size(request).memory if request.storage_opt else 0,
     )
-    if kind == "kernel" and source.view:
-        raise RunError("--storage kernel needs directories, and this image is an index")
+    if kind != "union" and root.memory:
+        raise RunError(
+            f"--storage-opt backend=tmpfs needs the union, and here --storage is {kind}",
+            "pyrun info says why",
+        )
     if kind == "kernel" and plan.view_uids:
         raise RunError(f"--storage kernel cannot translate ids for --userns {plan.mode}")
     return root, plan
+
+
+#: Directories and files that are mounted on in every container.
+PLACES = ("dev", "proc", "sys", "etc")
+PLACES_OF_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf")
 
 
 def places(root: str) -> str:
@@ -241,11 +235,11 @@ def places(root: str) -> str:
     path = f"{root}/places"
     if not os.path.isdir(path):
         draft = drafts.name(path)
-        for name in ("dev", "proc", "sys", "etc"):
+        for name in PLACES:
             os.makedirs(f"{draft}/{name}", 0o755, exist_ok=True)
-        for name in ("hosts", "hostname", "resolv.conf"):
-            os.close(os.open(f"{draft}/etc/{name}", os.O_CREAT | os.O_CLOEXEC, 0o644))
-        for name in ("", "dev", "proc", "sys", "etc"):
+        for name in PLACES_OF_FILES:
+            os.close(os.open(f"{draft}/{name}", os.O_CREAT | os.O_CLOEXEC, 0o644))
+        for name in ("", *PLACES):
             os.chmod(f"{draft}/{name}", 0o755)
         try:
             os.rename(draft, path)
@@ -256,8 +250,8 @@ def places(root: str) -> str:
     return path
 
 
-def _copy_once(source: images.Source) -> None:
-    """A whole copy of the tree, made when the container is.
+def copy_tree(tree: str, target: str) -> None:
+    """Copy a directory tree.
 
     Raises:
         RunError: it cannot be copied.
@@ -265,12 +259,10 @@ def _copy_once(source: images.Source) -> None:
     from runtime.facts import find_program
     from runtime.userns import run_mapped
 
-    os.makedirs(source.upper, 0o755, exist_ok=True)
-    if os.listdir(source.upper):
-        return
+    os.mkdir(target, 0o755)
     program = find_program("cp")
     keep = "--preserve=mode,timestamps,links,xattr"
-    words = ["cp", "-R", "-x", keep, "--reflink=auto", f"{source.lowers[0]}/.", source.upper]
+    words = ["cp", "-R", "-x", keep, "--reflink=auto", f"{tree}/.", target]
 
     def copy() -> None:
         read, write = os.pipe2(os.O_CLOEXEC)

@@ -109,8 +109,17 @@ def give_back(source: dict[str, Any]) -> None:
     from runtime import images
 
     if source.get("snapshot"):
+        if source.get("storage") == "kernel":
+            _empty_mapped(source)
         images.remove_snapshot(str(source["snapshot"]))
     images.end_lease(str(source.get("session") or ""))
+
+
+def _empty_mapped(source: dict[str, Any]) -> None:
+    """What overlayfs wrote belongs to the container's ids, and the store removes its own."""
+    for name in ("upper", "work"):
+        if os.path.isdir(str(source.get(name) or "")):
+            remove_directory(str(source[name]))
 
 
 def remove_directory(path: str) -> None:

@@ -9,7 +9,7 @@ from runtime import images, jsonio, prepare, state, userns
 from runtime.cli.output import show
 from runtime.errors import RunError
 from runtime.session import Session
-from unionfs.errors import printable
+from unionfs.errors import UserError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -270,41 +270,67 @@ def diff(options: dict[str, Any], rest: list[str], root: str) -> int:
     if len(rest) != 1:
         raise RunError("expected one container", "pyrun diff CONTAINER")
     container = state.Containers(root).find(rest[0])
-    source = images.Source.from_data(container.config["source"])
+    source = _compared(container)
     if (container.config.get("request") or {}).get("storage_opt"):
         raise RunError("what this container changes is in memory, seen by itself alone", "pyrun cp")
-    read, write = os.pipe2(os.O_CLOEXEC)
-
-    def work() -> None:
-        items = _changes(source, str(container.config.get("image_id", "")), root)
-        text = jsonio.dumps(items).encode()
-        with open(write, "wb", closefd=False) as out:
-            out.write(text)
-
-    pid = os.fork()
-    if pid == 0:
-        os.close(read)
-        code = 0
-        try:
-            userns.run_mapped(work)
-        except RunError as error:
-            os.write(write, b"E" + str(error).encode())
-            code = 1
-        os._exit(code)
-    os.close(write)
-    with open(read, "rb") as stream:
-        said = stream.read()
-    os.waitpid(pid, 0)
-    if not said.startswith(b"["):
-        raise RunError(said[1:].decode(errors="replace") or "the changes cannot be read")
-    items = jsonio.loads(said)
+    image = str(container.config.get("image_id") or "")
+    items = jsonio.loads(_as_owner(lambda: jsonio.dumps(_changes(source, image, root))))
     if not show(options, items):
         sys.stdout.write("".join(f"{item['Kind']} {item['Path']}\n" for item in items))
     return 0
 
 
+def _compared(container: state.Container) -> images.Source:
+    """What a container has changed, and of what.
+
+    Raises:
+        RunError: it has a copy of everything, which tells no more what it was.
+    """
+    source = images.Source.from_data(container.config["source"])
+    if source.storage == "copy":
+        raise RunError(
+            "this container has a copy of everything, and what changed in it is not known",
+            "pyrun export CONTAINER | pyrun import - NAME",
+        )
+    return source
+
+
+def _as_owner(work: Callable[[], str]) -> str:
+    """What ``work`` gives, called in a child that is root of the container's ids.
+
+    Raises:
+        RunError: what it raised.
+    """
+    read, write = os.pipe2(os.O_CLOEXEC)
+
+    def answer() -> None:
+        text = "=" + work()
+        images.release()
+        with open(write, "wb", closefd=False) as out:
+            out.write(text.encode())
+
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(read)
+            userns.run_mapped(answer)
+            code = 0
+        except UserError as error:
+            os.write(write, b"E" + str(error).encode(errors="replace"))
+        finally:
+            os._exit(code)
+    os.close(write)
+    with open(read, "rb") as stream:
+        said = stream.read().decode(errors="replace")
+    os.waitpid(pid, 0)
+    if not said.startswith("="):
+        raise RunError(said[1:] or "the changes cannot be read")
+    return said[1:]
+
+
 def _changes(source: images.Source, image: str, root: str) -> list[dict[str, str]]:
-    if source.view:
+    if image:
         return images.changes(source, image)
     from unionfs import diff as union_diff
 
@@ -323,20 +349,19 @@ def commit(options: dict[str, Any], rest: list[str], root: str) -> int:
     container = state.Containers(root).find(rest[0])
     if (container.config.get("request") or {}).get("storage_opt"):
         raise RunError("what this container changes is in memory", "pyrun export, and pyrun import")
-    source = images.Source.from_data(container.config["source"])
     image = str(container.config.get("image_id") or "")
     if not image:
         raise RunError(
             "this container was not made from an image",
             "pyrun export CONTAINER | pyrun import - NAME",
         )
-    print_id = images.commit(
-        source,
-        image,
-        rest[1],
-        options.get("author", ""),
-        options.get("message", ""),
-        options.get("change", ()),
-    )
-    sys.stdout.write(f"{print_id}\n")
+    source = _compared(container)
+    words = (options.get("author", ""), options.get("message", ""), options.get("change", ()))
+
+    def work() -> str:
+        return images.commit(source, image, rest[1], *words)
+
+    # A union keeps owners in attributes; on overlayfs files belong to them.
+    made = _as_owner(work) if source.storage == "kernel" else work()
+    sys.stdout.write(f"{made}\n")
     return 0

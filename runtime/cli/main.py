@@ -22,6 +22,20 @@ _AS_ENGINES = ("run", "create", "start", "exec", "attach", "restart")
 _HERE = ("run", "create", "start", "attach")
 
 
+def _root(values: dict[str, object]) -> str:
+    """Where containers are kept.
+
+    Raises:
+        RunError: there is something else.
+    """
+    from runtime.state import default_root
+
+    root = os.path.abspath(str(values["root"])) if values.get("root") else default_root()
+    if os.path.lexists(root) and not os.path.isdir(root):
+        raise RunError(f"--root {root}: not a directory")
+    return root
+
+
 def _dispatch(arguments: Sequence[str]) -> int:
     from runtime.cli import parse
     from runtime.cli.options import COMMANDS, STORE
@@ -39,7 +53,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
     if command in STORE:
         from runtime.cli.store import pass_on
 
-        return pass_on(command, rest)
+        return pass_on(command, rest, _root(values))
     if command not in COMMANDS:
         raise parse.unknown_command(command)
     options, others = parse.command_values(command, rest)
@@ -48,11 +62,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return 0
     if others and not COMMANDS[command][0]:
         raise RunError(f"{command} {others[0]}: not understood", f"pyrun {command} --help")
-    from runtime.state import default_root
-
-    root = os.path.abspath(values["root"]) if values.get("root") else default_root()
-    if os.path.lexists(root) and not os.path.isdir(root):
-        raise RunError(f"--root {root}: not a directory")
+    root = _root(values)
     if command in _HERE:
         from runtime.cli import run
 

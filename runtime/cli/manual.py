@@ -49,6 +49,9 @@ the ids that a user may give to containers
 PYRUN_ROOT
 where containers are kept
 .TP
+PYRUN_STORAGE
+what \\-\\-storage auto stands for: union, kernel or copy
+.TP
 PYUNION_STORE
 where images are kept
 """

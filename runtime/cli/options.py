@@ -50,7 +50,7 @@ RUN: tuple[Option, ...] = (
     ("--sig-proxy", "sig_proxy", "flag", "", "pass signals on (default)"),
     ("--log-driver", "log_driver", "value", "DRIVER", "json-file or none"),
     ("--log-opt", "log_opt", "list", "NAME=VALUE", "max-size=SIZE"),
-    ("--storage", "storage", "value", "KIND", "auto, union, kernel, copy"),
+    ("--storage", "storage", "value", "KIND", "union, kernel (overlayfs), copy; auto tries them"),
     (
         "--storage-opt",
         "storage_opt",

@@ -15,15 +15,32 @@ if TYPE_CHECKING:
 _TRANSPORTS = ("oci", "oci-archive", "docker-archive", "docker", "rootfs", "dir", "host")
 
 
-def pass_on(command: str, rest: list[str]) -> int:
-    """Run the store's command in this process; its exit code.
+def pass_on(command: str, rest: list[str], root: str) -> int:
+    """Run the store's command in this process; its exit code. ``root``: where containers are.
 
     Raises:
         RunError: the store is not installed.
     """
     if command in ("pull", "push") and not {"-h", "--help"} & set(rest):
         rest = _with_registry(command, rest)
-    return _store([STORE[command], *rest])
+    code = _store([STORE[command], *rest])
+    if command == "rmi" and code == 0:
+        sweep_trees(root)
+    return code
+
+
+def sweep_trees(root: str) -> None:
+    """Remove the directory trees of images that are no more."""
+    if not os.path.isdir(f"{root}/trees"):
+        return
+    from runtime import imagetrees, state
+
+    used = [
+        str(path)
+        for container in state.Containers(root).all()
+        for path in (container.config.get("source") or {}).get("lowers") or ()
+    ]
+    imagetrees.sweep(root, used)
 
 
 def _store(words: list[str]) -> int:

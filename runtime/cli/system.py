@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import cgroups, drafts, facts, ids, network, prepare, removal, state
+from runtime import cgroups, facts, ids, network, prepare, removal, state, storage
 from runtime.cli.output import show, table
 from runtime.errors import RunError
 from runtime.sys import calls
@@ -48,51 +48,13 @@ def _try_user_namespace() -> str:
     return os.strerror(code) if code else ""
 
 
-def _try_kernel_overlay(root: str) -> str:
-    """Why overlayfs of the kernel cannot be mounted as a container would; empty if it can."""
-    import shutil
-
-    from runtime.userns import run_mapped
-
-    try:
-        os.makedirs(root, 0o700, exist_ok=True)
-        place = drafts.name(f"{root}/overlay")
-        os.mkdir(place)
-    except OSError as error:
-        return str(error)
-    for name in ("lower", "upper", "work"):
-        os.mkdir(f"{place}/{name}")
-
-    def attempt() -> None:
-        calls.unshare(calls.CLONE_NEWNS)
-        data: list[tuple[bytes, bytes | None]] = [
-            (f"{name}dir".encode(), f"{place}/{name}".encode())
-            for name in ("lower", "upper", "work")
-        ]
-        os.close(calls.new_mount(b"overlay", [*data, (b"userxattr", None)], 0))
-
-    pid = os.fork()
-    if pid == 0:
-        try:
-            run_mapped(attempt)
-            os._exit(0)
-        except (RunError, OSError):
-            os._exit(1)
-    failed = os.waitpid(pid, 0)[1]
-    try:
-        run_mapped(lambda: shutil.rmtree(place))
-    except (RunError, OSError):
-        pass
-    return "the kernel refuses it in a user namespace" if failed else ""
-
-
 def info(options: Options, rest: list[str], root: str) -> int:
     """``pyrun info``: abilities, and why something is missing."""
     host = facts.ask()
     userns = _try_user_namespace()
     groups = cgroups.ask()
     subordinate = sum(count for _, count in host.callers.sub_uids)
-    overlay = _try_kernel_overlay(root) if not userns else "no user namespaces"
+    overlay = storage.try_kernel(root) if not userns else "no user namespaces"
     item: Options = {
         "Root": root,
         "User": host.callers.uid,
@@ -100,7 +62,7 @@ def info(options: Options, rest: list[str], root: str) -> int:
         "SubordinateIds": "all (root)" if host.callers.capable else subordinate,
         "IdHelpers": "not needed" if host.callers.capable else host.newuidmap or "none",
         "Fuse": host.fuse or "yes",
-        "Storage": _storage(host, overlay),
+        "Storage": storage.describe(host, overlay),
         "KernelOverlay": overlay or "yes",
         "Cgroups": "2" if cgroups.is_unified() else "1" if groups.controllers else "none",
         "Controllers": _controllers(groups),
@@ -129,14 +91,6 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
-
-
-def _storage(host: facts.HostFacts, overlay: str) -> str:
-    if not host.fuse:
-        return "union (/dev/fuse can be used)"
-    if not overlay:
-        return f"kernel (/dev/fuse {host.fuse})"
-    return f"copy (/dev/fuse {host.fuse}; overlayfs: {overlay})"
 
 
 def _controllers(groups: cgroups.Host) -> dict[str, str]:
@@ -254,6 +208,9 @@ def system(options: Options, rest: list[str], root: str) -> int:
         if not container.supervised() and not container.looked_into():
             remove_one(container, {"volumes": bool(options.get("volumes"))})
             sys.stdout.write(f"{container.id}\n")
+    from runtime.cli.store import sweep_trees
+
+    sweep_trees(root)
     if options.get("volumes"):
         volume({}, ["prune"], root)
     return 0
@@ -261,7 +218,7 @@ def system(options: Options, rest: list[str], root: str) -> int:
 
 def _df(options: Options, root: str) -> int:
     items: list[dict[str, Any]] = []
-    for kind, name in (("containers", "containers"), ("volumes", "volumes")):
+    for kind, name in (("containers", "containers"), ("volumes", "volumes"), ("trees", "trees")):
         place = f"{root}/{name}"
         names = os.listdir(place) if os.path.isdir(place) else []
         total = sum(_tree_size(f"{place}/{entry}") for entry in names)

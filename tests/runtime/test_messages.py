@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.conftest import PATIENCE, Pyrun, make_pyrun
 
 
-def _where(
+def where(
     pyrun: Pyrun, before: str, *words: str, flags: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     """``run`` in a mount namespace of its own, after a shell has changed it."""
@@ -46,7 +46,7 @@ def lacking(
 def test_no_dev_fuse(lacking: Pyrun) -> None:
     words = ("--storage", "union", "--rootfs", str(lacking.rootfs), "true")
     before = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3"
-    done = _where(lacking, before, *words)
+    done = where(lacking, before, *words)
     _one_line(lacking, done, "/dev/fuse")
 
 
@@ -55,7 +55,7 @@ def test_no_user_namespaces(lacking: Pyrun) -> None:
         pytest.skip("needs root in the namespace that forbids")
     before = "echo 0 >/proc/sys/user/max_user_namespaces"
     words = ("--rootfs", str(lacking.rootfs), "true")
-    done = _where(lacking, before, *words, flags=("--user", "--map-root-user"))
+    done = where(lacking, before, *words, flags=("--user", "--map-root-user"))
     _one_line(lacking, done, "user namespaces cannot be made here")
 
 
@@ -63,7 +63,7 @@ def test_no_helper_for_ids(lacking: Pyrun) -> None:
     helper = shutil.which("newuidmap")
     if lacking.kind != "user" or helper is None:
         pytest.skip("needs a user with subordinate ids")
-    done = _where(
+    done = where(
         lacking, f"mount --bind /dev/null {helper}", "--rootfs", str(lacking.rootfs), "true"
     )
     _one_line(lacking, done, "newuidmap")
@@ -78,7 +78,7 @@ def test_no_space(lacking: Pyrun) -> None:
         f" && {{ dd if=/dev/zero of={place}/fill bs=1k count=80 2>/dev/null || :; }}"
     )
     single = ("--userns", "single") if lacking.kind == "single" else ()
-    done = _where(lacking, before, *single, "--rootfs", str(lacking.rootfs), "true")
+    done = where(lacking, before, *single, "--rootfs", str(lacking.rootfs), "true")
     _one_line(lacking, done, "No space left on device")
 
 
@@ -88,5 +88,5 @@ def test_a_root_that_cannot_be_read(lacking: Pyrun, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     os.chown(closed, 0, 0)
-    done = _where(lacking, "true", "--rootfs", str(closed), "true")
+    done = where(lacking, "true", "--rootfs", str(closed), "true")
     _one_line(lacking, done, "Permission denied")

@@ -212,16 +212,3 @@ def test_labels_from_a_file_of_any_bytes(any_pyrun: Pyrun) -> None:
     for bad in (any_pyrun.place, any_pyrun.place / "nosuch"):
         done = any_pyrun(*create, "--label-file", str(bad), "true", code=125)
         assert done.stderr.startswith(f"error: --label-file {bad}: ")
-
-
-@pytest.mark.parametrize("kind", ["kernel", "copy"])
-def test_an_image_is_for_the_union_alone(any_pyrun: Pyrun, image: str, kind: str) -> None:
-    single = ("--userns", "single") if any_pyrun.kind == "single" else ()
-    for rm in ((), ("--rm",)):
-        words = ("run", *rm, "--storage", kind, "--network", "none", *single, image, "true")
-        done = any_pyrun(*words, code=125)
-        assert done.stderr == (
-            f"error: --storage {kind} needs directories, and this image is an index\n"
-        )
-    assert any_pyrun("ps", "-aq").stdout == ""
-    assert os.listdir(any_pyrun.place / "store/snapshots") == []

@@ -1,0 +1,256 @@
+"""Images on the kernel's overlayfs, and as copies: the same files, and nothing left behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime import facts, storage
+from runtime.errors import RunError
+from tests.runtime.conftest import Pyrun
+from tests.runtime.test_messages import lacking, where
+
+__all__ = ["lacking"]
+
+KINDS = ("kernel", "copy")
+#: Everything that an image says of a file, but for what is mounted over in each container.
+_LOOK = (
+    "find / -xdev '(' -path /proc -o -path /sys -o -path /dev -o -path '/etc/host*'"
+    " -o -path /etc/resolv.conf ')' -prune -o -type d -printf '%p %y %m {owner}%Ts\\n'"
+    " -o -printf '%p %y %m {owner}%s %n %Ts %l\\n'"
+)
+
+
+def _single(caller: Pyrun) -> tuple[str, ...]:
+    return ("--userns", "single") if caller.kind == "single" else ()
+
+
+def _run(caller: Pyrun, kind: str, *words: str) -> tuple[str, ...]:
+    return ("run", "--storage", kind, "--network", "none", *_single(caller), *words)
+
+
+def _member(tar: tarfile.TarFile, name: str, data: bytes | None = None, **more: object) -> None:
+    member = tarfile.TarInfo(name)
+    member.mtime = 1_000_000_000
+    for key, value in more.items():
+        setattr(member, key, value)
+    if data is not None:
+        member.size = len(data)
+    tar.addfile(member, io.BytesIO(data or b""))
+
+
+@pytest.fixture
+def odd(pyrun: Pyrun) -> str:
+    """See ``_odd``."""
+    return _odd(pyrun)
+
+
+def _odd(caller: Pyrun) -> str:
+    """An image of the tiny root with owners, links, modes and a hole of its own."""
+    archive = caller.place / "odd.tar"
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+
+        def as_root(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+            member.uid = member.gid = 0
+            return None if member.name in ("./sys", "./etc/hosts") else member
+
+        tar.add(caller.rootfs, ".", filter=as_root)
+        directory = {"type": tarfile.DIRTYPE}
+        _member(tar, "srv", mode=0o2775, uid=0, gid=50, **directory)
+        _member(tar, "srv/of", mode=0o700, uid=33, gid=33, **directory)
+        _member(tar, "srv/of/file", b"theirs\n", mode=0o600, uid=33, gid=33)
+        _member(tar, "srv/again", type=tarfile.LNKTYPE, linkname="srv/of/file", uid=33, gid=33)
+        _member(tar, "srv/suid", b"s", mode=0o4755)
+        _member(tar, "srv/empty", b"", mode=0o444)
+        _member(tar, "srv/closed", mode=0o555, **directory)
+        _member(tar, "srv/closed/file", b"in there\n", mode=0o400)
+        _member(tar, "srv/link", type=tarfile.SYMTYPE, linkname="../../../nowhere", mode=0o777)
+        _member(tar, "srv/pipe", type=tarfile.FIFOTYPE, mode=0o622, uid=7)
+        _member(tar, "srv/tagged", b"t", pax_headers={"SCHILY.xattr.user.x": "y"})
+        _member(tar, "srv/large", b"\0" * 300_000 + b"end", mode=0o640)
+    archive.chmod(0o644)
+    subprocess.run(
+        [*caller.command[:-1], "cowstore", "import", f"rootfs:{archive}", "odd"],
+        env=caller.environment, check=True, capture_output=True,
+    )  # fmt: skip
+    return "odd"
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, pyrun: Pyrun) -> str:
+    if request.param == "kernel":
+        told = json.loads(pyrun("info", "--json").stdout)
+        told = told[0] if isinstance(told, list) else told
+        if told["KernelOverlay"] != "yes":
+            pytest.skip("this kernel has no overlayfs for users")
+    return str(request.param)
+
+
+def _nothing_left(caller: Pyrun) -> None:
+    for place in ("pyrun/containers", "pyrun/trees", "pyrun/names", "store/snapshots",
+                  "store/trash", "store/tmp"):  # fmt: skip
+        left = [*(caller.place / place).glob("*")] if (caller.place / place).exists() else []
+        assert left == [], place
+
+
+def test_the_same_files_as_the_union_shows(pyrun: Pyrun, odd: str, kind: str) -> None:
+    single = pyrun.kind == "single"
+    look = _LOOK.format(owner="" if single else "%U:%G ")
+    shown = [
+        pyrun(*_run(pyrun, each, "--rm", odd, "sh", "-c", look)).stdout
+        for each in ("union", kind)
+    ]
+    shown = ["".join(sorted(text.splitlines(True))) for text in shown]
+    assert shown[0] == shown[1]
+    assert "/srv/again f 600 " in shown[0] and "/srv/suid f 4755 " in shown[0]
+    script = "cat /srv/closed/file; tail -c 3 /srv/large; cat /srv/again; stat -c %s /etc/hosts"
+    told = pyrun(*_run(pyrun, kind, "--rm", "--no-hosts", odd, "sh", "-c", script)).stdout
+    assert told == "in there\nendtheirs\n0\n"
+    pyrun("rmi", odd)
+    _nothing_left(pyrun)
+
+
+def test_what_a_container_does_stays_in_it(pyrun: Pyrun, odd: str, kind: str) -> None:
+    script = (
+        "echo more >>/srv/again; rm -r /srv/closed; mkdir -p /new/of; echo n >/new/of/file;"
+        " chmod 2750 /srv; cp /srv/suid /srv/moved"
+    )
+    owners = "" if pyrun.kind == "single" else "; chown -R 33:44 /new; chmod 700 /new/of"
+    pyrun(*_run(pyrun, kind, "--name", "c", odd, "sh", "-c", script + owners))
+    assert pyrun(
+        *_run(pyrun, kind, "--rm", odd, "sh", "-c", "cat /srv/again; ls -d /new || :")
+    ).stdout == "theirs\n"  # fmt: skip
+    again = pyrun("start", "-a", "c").stdout
+    assert again == ""
+    pyrun("cp", "c:/srv/again", str(pyrun.place / "copied"))
+    assert (pyrun.place / "copied").read_text() == "theirs\nmore\nmore\n"
+    packed = subprocess.run(
+        [*pyrun.command, "export", "c"], env=pyrun.environment, check=True,
+        stdout=subprocess.PIPE,
+    ).stdout  # fmt: skip
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        member = tar.getmember("new/of/file")
+        assert (member.uid, member.gid) == ((33, 44) if owners else (0, 0))
+    if kind == "copy":
+        for words in (("diff", "c"), ("commit", "c", "x")):
+            said = pyrun(*words, code=None)
+            assert said.returncode and said.stderr.startswith("error: this container has a copy")
+    else:
+        changes = pyrun("diff", "c").stdout.splitlines()
+        assert {"A /new/of/file", "D /srv/closed", "M /srv/again", "A /srv/moved"} <= {*changes}
+        assert not any("/etc" in change or "/proc" in change for change in changes)
+        pyrun("commit", "c", "mine:1")
+        look = "ls -ldn /new/of /srv | head -c 26; cat /srv/again; ls /srv/closed 2>&1 | wc -l"
+        seen = {
+            each: pyrun(*_run(pyrun, each, "--rm", "mine:1", "sh", "-c", look)).stdout
+            for each in ("union", kind)
+        }
+        assert seen["union"] == seen[kind]
+        assert "theirs\nmore\nmore\n" in seen[kind]
+        pyrun("rmi", "mine:1")
+    pyrun("rm", "c")
+    pyrun("rmi", odd)
+    _nothing_left(pyrun)
+
+
+@pytest.mark.parametrize("kind", ["kernel"], indirect=True)
+def test_a_tree_is_made_once_and_goes_with_its_image(pyrun: Pyrun, odd: str, kind: str) -> None:
+    words = _run(pyrun, kind, "--rm", odd, "cat", "/srv/closed/file")
+    many = [
+        subprocess.Popen(
+            [*pyrun.command, *words], env=pyrun.environment, stdout=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
+    assert {process.communicate()[0] for process in many} == {b"in there\n"}
+    (tree,) = (pyrun.place / "pyrun/trees").iterdir()
+    made = tree.stat().st_ino
+    pyrun(*_run(pyrun, kind, "--name", "c", odd, "true"))
+    pyrun("rmi", odd)
+    assert tree.stat().st_ino == made, "a container needs it"
+    assert pyrun("start", "-a", "c").returncode == 0
+    pyrun("rm", "c")
+    (unnamed,) = [line.split()[1] for line in pyrun("images").stdout.splitlines()[1:]]
+    pyrun("rmi", unnamed)
+    assert not tree.exists()
+    draft = tree.with_name(f"{tree.name}.{2**22 + 1}.new")
+    draft.mkdir()
+    os.utime(draft, (time.time() - 600,) * 2)
+    pyrun("system", "prune", "--force")
+    _nothing_left(pyrun)
+
+
+def test_what_cannot_be_said_of_it(pyrun: Pyrun, odd: str, kind: str) -> None:
+    bad: list[tuple[tuple[str, ...], str]] = [
+        (("--storage-opt", "size=1m", "--storage-opt", "backend=tmpfs"), "--storage-opt backend="),
+    ]
+    if kind == "kernel" and pyrun.kind == "user":
+        bad.append((("--userns", "keep-id"), "--storage kernel cannot translate ids"))
+    for options, wanted in bad:
+        done = pyrun(*_run(pyrun, kind, "--rm", *options, odd, "true"), code=125)
+        lines = done.stderr.splitlines()
+        assert lines[0].startswith(f"error: {wanted}") and len(lines) <= 2
+    done = pyrun(*_run(pyrun, "both", "--rm", odd, "true"), code=125)
+    assert done.stderr.startswith("error: --storage both: expected auto")
+    pyrun("rmi", odd)
+    _nothing_left(pyrun)
+
+
+def test_a_dry_run_writes_nothing(pyrun: Pyrun, odd: str, kind: str) -> None:
+    pyrun(*_run(pyrun, kind, "--dry-run", odd, "true"))
+    pyrun("run", "--dry-run", "--storage", kind, "--rootfs", str(pyrun.rootfs), "true")
+    pyrun("rmi", odd)
+    _nothing_left(pyrun)
+
+
+def test_without_dev_fuse_an_image_is_on_overlayfs(lacking: Pyrun) -> None:
+    odd = _odd(lacking)
+    told = json.loads(lacking("info", "--json").stdout)
+    told = told[0] if isinstance(told, list) else told
+    if told["KernelOverlay"] != "yes":
+        pytest.skip("this kernel has no overlayfs for users")
+    before = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3"
+    single = ("--userns", "single") if lacking.kind == "single" else ()
+    script = "while read a on c; do [ $on != / ] || echo $c; done </proc/mounts; cat /srv/again"
+    done = where(lacking, before, *single, odd, "sh", "-c", script)
+    assert done.returncode == 0, done
+    kinds, text = done.stdout.splitlines()
+    assert kinds.startswith("overlay ") and text == "theirs"
+
+
+def test_the_choice_is_made_by_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYRUN_STORAGE", raising=False)
+    host = facts.ask()
+    with_fuse, without = host.replace(fuse=""), host.replace(fuse="does not exist")
+    root = str(tmp_path)
+    assert storage.choose("auto", with_fuse, root) == "union"
+    assert storage.choose("kernel", with_fuse, root) == "kernel"
+    for refused, taken in (("", "kernel"), ("no", "copy")):
+        monkeypatch.setattr(storage, "try_kernel", lambda _root, said=refused: said)
+        assert storage.choose("auto", without, root) == taken
+        assert storage.describe(without, refused).startswith(f"{taken} (/dev/fuse does not")
+    with pytest.raises(RunError, match="/dev/fuse does not exist"):
+        storage.choose("union", without, root)
+    monkeypatch.setenv("PYRUN_STORAGE", "kernel")
+    assert storage.choose("auto", with_fuse, root) == "kernel"
+    assert storage.choose("union", with_fuse, root) == "union"
+    assert not storage.is_union_likely(["run", "x"])
+    monkeypatch.setenv("PYRUN_STORAGE", "disk")
+    with pytest.raises(RunError, match="PYRUN_STORAGE=disk: expected"):
+        storage.choose("auto", with_fuse, root)
+
+
+def test_trying_leaves_nothing(tmp_path: Path) -> None:
+    storage.try_kernel(str(tmp_path))
+    assert [*tmp_path.iterdir()] == []
+    closed = tmp_path / "file"
+    closed.touch(stat.S_IRUSR)
+    assert storage.try_kernel(str(closed)) == "Not a directory"
