@@ -66,9 +66,11 @@ class Pyrun(Engine):
     """Ours."""
 
     own = True
+    storage = "union"
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
+        self.environment["PYRUN_STORAGE"] = self.storage
         self.environment["PYUNION_STORE"] = str(self.home / "store")
         self.python = self.command[0]
         self.command = [*self.command, "--root", str(self.home / "pyrun")]
@@ -89,6 +91,12 @@ class Pyrun(Engine):
 
     def stop(self, name: str) -> list[str]:
         return [*self.command, "rm", "--force", name]
+
+
+class PyrunKernel(Pyrun):
+    """Ours on the kernel's overlayfs, as podman is."""
+
+    storage = "kernel"
 
 
 class Podman(Engine):
@@ -206,6 +214,7 @@ class Chroot(Engine):
 
 ENGINES: Final[dict[str, type[Engine]]] = {
     "pyrun": Pyrun,
+    "pyrun-kernel": PyrunKernel,
     "podman-crun": Podman,
     "podman-runc": Podman,
     "crun": Runtime,
@@ -250,7 +259,8 @@ def find(full: bool, account: Account | None) -> Found:
             version = f"{version_of(podman)}, {version_of(path)}"
             peer = Peer(f"podman-{name}", "podman", (podman, path), version, kind=CONTAINER)
             found.peers.append(peer)
-    tool.ours(found, "pyrun", "runtime.cli.main:main", CONTAINER, account)
+    for name in ("pyrun", "pyrun-kernel"):
+        tool.ours(found, name, "runtime.cli.main:main", CONTAINER, account)
     return found
 
 
