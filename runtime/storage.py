@@ -50,8 +50,12 @@ def is_union_likely(words: Sequence[str]) -> bool:
 
 def describe(host: HostFacts, overlay: str) -> str:
     """What ``auto`` takes and why; ``overlay`` is what ``try_kernel`` said."""
+    told = os.environ.get("PYRUN_STORAGE") or "auto"
+    if told != "auto":
+        return f"{told} (PYRUN_STORAGE)"
     if not host.fuse:
-        return "union (/dev/fuse can be used)"
+        faster = "" if overlay else "; PYRUN_STORAGE=kernel is faster here"
+        return f"union (/dev/fuse can be used{faster})"
     if not overlay:
         return f"kernel (/dev/fuse {host.fuse})"
     return f"copy (/dev/fuse {host.fuse}; overlayfs: {overlay})"

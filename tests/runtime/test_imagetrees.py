@@ -105,8 +105,7 @@ def test_the_same_files_as_the_union_shows(pyrun: Pyrun, odd: str, kind: str) ->
     single = pyrun.kind == "single"
     look = _LOOK.format(owner="" if single else "%U:%G ")
     shown = [
-        pyrun(*_run(pyrun, each, "--rm", odd, "sh", "-c", look)).stdout
-        for each in ("union", kind)
+        pyrun(*_run(pyrun, each, "--rm", odd, "sh", "-c", look)).stdout for each in ("union", kind)
     ]
     shown = ["".join(sorted(text.splitlines(True))) for text in shown]
     assert shown[0] == shown[1]
@@ -165,9 +164,7 @@ def test_what_a_container_does_stays_in_it(pyrun: Pyrun, odd: str, kind: str) ->
 def test_a_tree_is_made_once_and_goes_with_its_image(pyrun: Pyrun, odd: str, kind: str) -> None:
     words = _run(pyrun, kind, "--rm", odd, "cat", "/srv/closed/file")
     many = [
-        subprocess.Popen(
-            [*pyrun.command, *words], env=pyrun.environment, stdout=subprocess.PIPE
-        )
+        subprocess.Popen([*pyrun.command, *words], env=pyrun.environment, stdout=subprocess.PIPE)
         for _ in range(4)
     ]
     assert {process.communicate()[0] for process in many} == {b"in there\n"}
@@ -239,7 +236,10 @@ def test_the_choice_is_made_by_trying(tmp_path: Path, monkeypatch: pytest.Monkey
         assert storage.describe(without, refused).startswith(f"{taken} (/dev/fuse does not")
     with pytest.raises(RunError, match="/dev/fuse does not exist"):
         storage.choose("union", without, root)
+    assert "=kernel is faster" in storage.describe(with_fuse, "")
+    assert "kernel" not in storage.describe(with_fuse, "no")
     monkeypatch.setenv("PYRUN_STORAGE", "kernel")
+    assert storage.describe(with_fuse, "") == "kernel (PYRUN_STORAGE)"
     assert storage.choose("auto", with_fuse, root) == "kernel"
     assert storage.choose("union", with_fuse, root) == "union"
     assert not storage.is_union_likely(["run", "x"])
