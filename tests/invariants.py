@@ -133,7 +133,7 @@ def check_forgotten(rig: Rig) -> None:
     assert union.root.children == 0, f"the root counts {union.root.children} names"
     listing = union.root.listing
     expected = 0 if listing is None else len(listing) + 8
-    assert union.listed_names == expected, f"listed_names {union.listed_names} != {expected}"
+    assert union.listings.names == expected, f"listed_names {union.listings.names} != {expected}"
     if union.upper is not None:
         for name in _IN_WORK if rig.options.index else (*_IN_WORK, "index"):
             left_in = os.listdir(rig.layers.work / "pyunion" / name)

@@ -17,8 +17,7 @@ import pytest
 from tests.conftest import OpenRig
 from tests.helpers import Rig, error, snapshot
 from tests.layers import Dir, File, Layers, Link, Symlink, Tree, Whiteout, make_indexed
-from unionfs import hardlinks, options, steps
-from unionfs import union as union_module
+from unionfs import hardlinks, listings, options, steps
 from unionfs.cli import changes, inspect
 from unionfs.errors import UserError
 from unionfs.layer import LayerDir, Scanned
@@ -69,7 +68,7 @@ def test_an_expired_listing_is_read_again(rig: OpenRig) -> None:
 def test_a_whiteout_in_a_directory_too_large_to_list_leaves_the_others(
     rig: OpenRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(union_module, "_HUGE_DIR", -1)
+    monkeypatch.setattr(listings, "_HUGE_DIR", -1)
     made = rig(
         {b"a": File(), b"b": File(), b"c": File()},
         upper={b"a": Whiteout("dotwh")},

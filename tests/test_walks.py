@@ -123,8 +123,8 @@ def test_numbers_are_taken_from_listings_of_known_filesystems_alone(rig: OpenRig
     known = layer.lists_numbers
     for trusted in (True, False):
         layer.lists_numbers = trusted
-        union.forget_listing(union.root)
-        listing = union.build_listing(union.root)
-        number = union.plain_number(listing, b"f")
+        union.listings.forget(union.root)
+        listing = union.listings.read(union.root)
+        number = union.listings.plain_number(listing, b"f")
         assert number == (made.lstat(b"f").ino if trusted and known else 0)
-        assert union.plain_number(listing, b"d") == 0
+        assert union.listings.plain_number(listing, b"d") == 0

@@ -16,6 +16,7 @@ from unionfs import formats, hardlinks, index, steps
 from unionfs.errors import suppress
 from unionfs.inode import Inode
 from unionfs.layer import LayerDir
+from unionfs.numbers import identity_of
 from unionfs.sys import calls
 from unionfs.union import Union
 from unionfs.upper import Upper
@@ -101,7 +102,7 @@ def _copy_up_dir(union: Union, upper: Upper, inode: Inode) -> None:
     inode.dirs = [made, *inode.dirs]
     inode.upper = True
     inode.real = made.stat_self().st_ino
-    union.note_name(parent, inode.name, stat.S_IFDIR)
+    union.listings.note_name(parent, inode.name, stat.S_IFDIR)
 
 
 def origin_for(union: Union, inode: Inode, st: os.stat_result) -> bytes:
@@ -109,7 +110,7 @@ def origin_for(union: Union, inode: Inode, st: os.stat_result) -> bytes:
     assert inode.dirs is not None or inode.low is not None
     holder = inode.dirs[0] if inode.dirs is not None else inode.low
     assert holder is not None
-    return union.identity_of(holder.layer, st)
+    return identity_of(holder.layer, st)
 
 
 def copy_up(
@@ -361,7 +362,7 @@ def _publish(
             else:
                 flags = calls.RENAME_NOREPLACE
                 upper.run(steps.Rename(upper.stage_fd, temp, to, name, flags))
-        union.note_name(parent, name, inode.kind)
+        union.listings.note_name(parent, name, inode.kind)
         return
     folder = index.new_folder(upper)
     place = folder + b"/" + index.FILE

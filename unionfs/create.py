@@ -107,9 +107,9 @@ def new_inode(
         made = LayerDir(directory.layer, directory, name)
         made.whs = frozenset()
         inode.dirs = [made]
-        union.keep_listing(inode, Listing({}, time.monotonic()))
+        union.listings.keep(inode, Listing({}, time.monotonic()))
     inode.add_link(parent, name)
-    union.note_name(parent, name, inode.kind)
+    union.listings.note_name(parent, name, inode.kind)
     return inode
 
 
@@ -308,7 +308,7 @@ def link(union: Union, inode: Inode, parent: Inode, name: bytes) -> os.stat_resu
     else:
         upper.run(plan(directory.dirfd(), name))
     inode.add_link(parent, name)
-    union.note_name(parent, name, inode.kind)
+    union.listings.note_name(parent, name, inode.kind)
     return union.stat(inode)
 
 

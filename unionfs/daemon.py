@@ -183,7 +183,7 @@ class Daemon:
             "uptime_seconds": round(time.time() - self.started, 1),
             "requests": engine.counters(),
             "inodes": len(union.table),
-            "listed_names": union.listed_names,
+            "listed_names": union.listings.names,
             "open_directories": len(union.fds.dirs),
             "open_files": len(union.fds.data),
             "pinned_files": union.fds.pins,

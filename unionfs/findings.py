@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from unionfs import formats
 
-#: A well-formed origin: ``filesystem[/layer root]:st_ino`` (``Union.identity_of``).
+#: A well-formed origin: ``filesystem[/layer root]:st_ino`` (``numbers.identity_of``).
 ORIGIN_FORM: Final = re.compile(rb"[0-9a-f]+(/[0-9]+)?:[0-9]+")
 _OVERRIDE: Final = re.compile(
     rb"[0-9]+:[0-9]+:[0-7]+(?::(file|dir|symlink|pipe|socket|(?:block|char)-[0-9]+-[0-9]+))?"

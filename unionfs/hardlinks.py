@@ -180,7 +180,7 @@ def _search_union(
     while pending:
         current = pending.pop()
         union.fds.trim()
-        listing = union.build_listing(current)
+        listing = union.listings.read(current)
         for name, (_, kind) in list(listing.names.items()):
             if kind == stat.S_IFDIR:
                 found = union.find(current, name)

@@ -20,6 +20,7 @@ import stat
 from unionfs import steps
 from unionfs.errors import suppress
 from unionfs.layer import Entry, LayerDir
+from unionfs.numbers import identity_of
 from unionfs.resolve import Says
 from unionfs.sys import calls
 from unionfs.upper import remove_tree
@@ -117,7 +118,7 @@ def publish(
             _forget(union, known)
     except BaseException:
         for parent, name in given:
-            union.forget_listing(parent)
+            union.listings.forget(parent)
             with suppress(OSError):
                 fd = union.updir(parent).dirfd()
                 if os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino == real:
@@ -228,7 +229,7 @@ def _give(union: Union, known: Indexed, parent: Inode, name: bytes) -> None:
     kind = stat.S_IFMT(upper.index_dir.stat(known.name).st_mode)
     with kept_times(directory), suppress(FileExistsError):
         upper.run(steps.Link(upper.index_fd, known.name, directory.dirfd(), name))
-    union.note_name(parent, name, kind)
+    union.listings.note_name(parent, name, kind)
 
 
 def _strike(union: Union, known: Indexed, path: bytes) -> None:
@@ -261,7 +262,7 @@ def complete(union: Union) -> None:
     finally:
         # What they say of the names' layer is not so any more.
         for inode in union.table.values():
-            union.forget_listing(inode)
+            union.listings.forget(inode)
 
 
 # -- at mount ----------------------------------------------------------------------
@@ -375,6 +376,6 @@ def _lower_key(union: Union, upper: Upper, folder: bytes, path: bytes) -> tuple[
         return None  # the other names would not be looked up in the index
     name = folder + b"/" + FILE
     origin = upper.origin_of(upper.index_dir, name, upper.index_dir.stat(name))
-    if origin is not None and origin != union.identity_of(top.dir.layer, top.st):
+    if origin is not None and origin != identity_of(top.dir.layer, top.st):
         return None
     return top.dir.layer.index, top.st.st_ino

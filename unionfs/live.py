@@ -108,7 +108,7 @@ class Watcher:
         if mask & calls.IN_Q_OVERFLOW:
             changes.names = True
             for inode in list(union.table.values()):
-                union.forget_listing(inode)
+                union.listings.forget(inode)
                 (changes.directories if inode.is_dir else changes.files).add(inode.ino)
             return
         ino = self._inodes.get(wd)
@@ -121,7 +121,7 @@ class Watcher:
             changes.names = True
             changes.directories.add(directory.ino)
             changes.entries.add((directory.ino, name))
-            union.forget_listing(directory)
+            union.listings.forget(directory)
         elif mask & _CONTENTS:
             self._note_contents(changes, directory, name)
 

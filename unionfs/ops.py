@@ -207,12 +207,12 @@ class Ops:
             yield DirEntry(2, b"..", above.ino, stat.S_IFDIR, None)
         if inode.parent is None and inode is not union.root:
             return
-        listing = union.build_listing(inode)
+        listing = union.listings.read(inode)
         for place, name in listing.after(cookie):
             try:
                 if plus:
                     if bare:
-                        number = union.plain_number(listing, name)
+                        number = union.listings.plain_number(listing, name)
                         if number:
                             bare -= 1
                             yield DirEntry(place, name, number, listing.names[name][1], None)

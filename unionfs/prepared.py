@@ -1,7 +1,7 @@
 """What an indexed layer offers beside the reads that every layer has.
 
 Such a layer knows its whole tree beforehand and never changes. Its inodes have
-numbers of their own (bit 62 set, see ``union._in_space``), and a directory that
+numbers of their own (bit 62 set, see ``numbers.in_space``), and a directory that
 exists in it alone is answered from records that were packed when it was made.
 The kernel then holds references to inodes that the union's table does not have:
 they are counted here, and an inode comes into the table when something is asked of it.

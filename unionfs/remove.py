@@ -124,7 +124,7 @@ def remove_file(
         upper.forget_record(top.st.st_ino)
     if inode is not None:
         inode.drop_link(parent, name)
-    union.note_gone(parent, name, whiteout=hides)
+    union.listings.note_gone(parent, name, whiteout=hides)
 
 
 def rmdir(union: Union, parent: Inode, name: bytes) -> None:
@@ -151,14 +151,14 @@ def rmdir(union: Union, parent: Inode, name: bytes) -> None:
             inode.orphan = orphan
             upper.forget_record(record)
         detach_dir(union, parent, name, inode)
-        union.note_gone(parent, name, whiteout=hides)
+        union.listings.note_gone(parent, name, whiteout=hides)
     finally:
         union.forget(inode.ino, 0)
 
 
 def check_empty(union: Union, inode: Inode) -> None:
     """Raises ENOTEMPTY unless the union shows the directory as empty."""
-    if union.build_listing(inode).names:
+    if union.listings.read(inode).names:
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 
 
@@ -181,7 +181,7 @@ def _take_away(union: Union, directory: LayerDir, name: bytes, orphan: bytes | N
 
 def detach_dir(union: Union, parent: Inode, name: bytes, inode: Inode) -> None:
     """A directory lost its name: it has no contents any more, only attributes."""
-    union.forget_listing(inode)
+    union.listings.forget(inode)
     if inode.upper:
         assert inode.dirs is not None
         union.fds.drop_dir(inode.dirs[0])
@@ -195,7 +195,7 @@ def clear_whiteouts(union: Union, inode: Inode) -> None:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(b".", flags, dir_fd=directory.dirfd())
     try:
-        visible = union.build_listing(inode).names
+        visible = union.listings.read(inode).names
         for text in os.listdir(fd):
             name = os.fsencode(text)
             if name in visible:
@@ -208,4 +208,4 @@ def clear_whiteouts(union: Union, inode: Inode) -> None:
     finally:
         os.close(fd)
     directory.whs = frozenset()
-    union.forget_listing(inode)
+    union.listings.forget(inode)

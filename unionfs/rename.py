@@ -132,7 +132,7 @@ def make_pure(union: Union, top: Inode) -> None:
     try:
         for inode in order:
             ensure_dir(union, inode)
-            for name in list(union.build_listing(inode).names):
+            for name in list(union.listings.read(inode).names):
                 found = union.find(inode, name)
                 if not found:
                     continue
@@ -162,7 +162,7 @@ def make_pure(union: Union, top: Inode) -> None:
 
 
 def _cut_off(union: Union, inode: Inode) -> None:
-    for name, (layer, kind) in union.build_listing(inode).names.items():
+    for name, (layer, kind) in union.listings.read(inode).names.items():
         if kind == stat.S_IFDIR:
             found = union.find(inode, name)
             if len(found) > 1 or (found and not found[0].dir.layer.is_upper):
@@ -278,8 +278,8 @@ def _move(
     inode.drop_link(old_parent, old)
     inode.add_link(parent, name)
     _attach(inode, directory, name)
-    union.note_gone(old_parent, old, whiteout=old_hides)
-    union.note_name(parent, name, inode.kind)
+    union.listings.note_gone(old_parent, old, whiteout=old_hides)
+    union.listings.note_name(parent, name, inode.kind)
     union.forget(inode.ino, 0)
 
 
@@ -434,7 +434,7 @@ def _exchange(union: Union, old_parent: Inode, old: bytes, parent: Inode, name: 
     two.add_link(old_parent, old)
     _attach(one, directory, name)
     _attach(two, source, old)
-    union.note_name(parent, name, one.kind)
-    union.note_name(old_parent, old, two.kind)
+    union.listings.note_name(parent, name, one.kind)
+    union.listings.note_name(old_parent, old, two.kind)
     union.forget(one.ino, 0)
     union.forget(two.ino, 0)

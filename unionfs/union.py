@@ -1,4 +1,4 @@
-"""The union's state: layers, inodes, listings, and how a name becomes an inode.
+"""The union's state: layers, inodes, and how a name becomes an inode.
 
 Everything here runs inside the monitor. Reading only; changes are in
 ``copyup``, ``create``, ``remove`` and ``rename``.
@@ -9,19 +9,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 
 from unionfs import formats
 from unionfs.fds import Descriptors, raise_open_files_limit
 from unionfs.index import Indexed, shown
 from unionfs.inode import ROOT_INO, Inode
 from unionfs.layer import Entry, Layer, LayerDir, edit_stat, hash_ino, override_stat
-from unionfs.listing import Listing
+from unionfs.listings import Listings
 from unionfs.live import Watcher
 from unionfs.monitor import Monitor
+from unionfs.numbers import PLAIN, Numbers, alternative, in_space
 from unionfs.prepared import PreparedDir, PreparedLayer
-from unionfs.record import OrderedDict
-from unionfs.resolve import Says, merge, resolve
+from unionfs.resolve import Says, resolve
 from unionfs.sys import calls
 from unionfs.types import Attr, Options, encode_rdev
 from unionfs.upper import Upper
@@ -30,13 +29,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-_INO_BITS = 48
-_ALT = 1 << 62
-#: Numbers below this are shown as they are, plus their filesystem's space.
-_PLAIN = 1 << _INO_BITS
+    from unionfs.listing import Listing
+
 _SECOND = 1_000_000_000
-_HUGE_DIR = 8 << 20
-_LISTED_NAMES = 200_000
 _MAX_HOPS = 1000
 #: ``Attr`` from a tuple, without its constructor: one a reply, or one an entry of a listing.
 _attr = tuple.__new__
@@ -53,7 +48,6 @@ class Union:
         layers: by ``Layer.index``; ``layers[0]`` is the upper, None in a read-only union.
         table: inodes that the kernel knows.
         root: inode 1.
-        listed_names: names in cached listings.
         index: files whose names are not all in the upper yet, by (layer, st_ino).
     """
 
@@ -66,13 +60,9 @@ class Union:
         self.table: dict[int, Inode] = {}
         self._most = 0
         self.can_override = calls.has_dac_override()
-        self._spaces: dict[bytes, int] = {}
+        self.numbers = Numbers()
         self._prepared: list[PreparedLayer] = []
-        self._listed: OrderedDict[Inode, None] = OrderedDict()
-        self.listed_names = 0
-        #: The listing read last, and the numbers on disk of its plain files by layer.
-        self._scanned: tuple[Listing | None, dict[int, dict[bytes, int]]] = (None, {})
-        self.timeout = options.timeout
+        self.listings = Listings(self)
         squashed = options.squash_uid is not None or options.squash_gid is not None
         self._maps_owners = squashed or bool(options.uid_map.ranges or options.gid_map.ranges)
         self.seen_redirect = False
@@ -109,7 +99,7 @@ class Union:
         for known in self.layers:
             if known is not None:
                 if not known.indexed:  # its numbers are its own
-                    known.space = self.space_of(known.fs)
+                    known.space = self.numbers.space_of(known.fs)
                 known.shared_fs = known.fs in seen
                 if not known.is_upper:
                     seen.add(known.fs)
@@ -185,36 +175,10 @@ class Union:
 
     # -- inode numbers -----------------------------------------------------------
 
-    def space_of(self, key: bytes) -> int:
-        """The number space of a filesystem: 0 for the first, else from a hash of its id."""
-        space = self._spaces.get(key)
-        if space is None:
-            number = 0
-            if self._spaces:
-                number = hash_ino(b"fs", key) % 0x3FFF or 1
-                taken = set(self._spaces.values())
-                while number << _INO_BITS in taken:
-                    number = number % 0x3FFF + 1
-            space = self._spaces[key] = number << _INO_BITS
-        return space
-
-    @staticmethod
-    def identity_of(layer: Layer, st: os.stat_result) -> bytes:
-        """What identifies a lower file for good: ``filesystem[/layer root]:st_ino``.
-
-        Names of one file in two layers are two files of the union (their link is
-        an accident of storage), so files with several names count per layer.
-        """
-        key = layer.fs.hex().encode()
-        if st.st_nlink > 1 and layer.shared_fs and not stat.S_ISDIR(st.st_mode):
-            key += b"/%d" % layer.root_ino
-        return b"%s:%d" % (key, st.st_ino)
-
     def number_of(self, entry: Entry) -> int:
         """The inode number of a name whose topmost entry this is."""
         layer = entry.dir.layer
         st = entry.st
-        number = st.st_ino
         if layer.is_upper and len(self.layers) > 1:
             assert self.upper is not None
             if entry.sub is not None:
@@ -224,29 +188,13 @@ class Union:
             else:
                 origin = self.upper.origin_of(entry.dir, entry.name, st)
             if origin is not None:
-                key, _, text = origin.rpartition(b":")
-                try:
-                    origin_number = int(text)
-                    if 0 < origin_number < 1 << 64:
-                        return self._in_space(self._origin_space(key), origin_number)
-                except ValueError:
-                    pass
+                shown_number = self.numbers.of_origin(origin)
+                if shown_number is not None:
+                    return shown_number
         space = layer.space
         if st.st_nlink > 1 and layer.shared_fs and entry.sub is None and not layer.is_upper:
-            space = self.space_of(b"%s/%d" % (layer.fs, layer.root_ino))
-        return self._in_space(space, number)
-
-    def _origin_space(self, key: bytes) -> int:
-        fs, slash, root = key.partition(b"/")
-        return self.space_of(bytes.fromhex(fs.decode("ascii", "replace")) + slash + root)
-
-    @staticmethod
-    def _in_space(space: int, number: int) -> int:
-        if number >= _ALT:
-            return number
-        if number >> _INO_BITS or number + space <= ROOT_INO:
-            return hash_ino(b"big", b"%d" % space, b"%d" % number)
-        return number + space
+            space = self.numbers.space_of(b"%s/%d" % (layer.fs, layer.root_ino))
+        return in_space(space, st.st_ino)
 
     # -- names ---------------------------------------------------------------------
 
@@ -298,7 +246,7 @@ class Union:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         if parent.parent is None and parent is not self.root:
             return []
-        listing = self.listing(parent)
+        listing = self.listings.of(parent)
         if listing is not None:
             note = listing.names.get(name)
             if note is None:
@@ -319,7 +267,7 @@ class Union:
         found = self.resolve_in(dirs, name)
         if not found:
             if listing is not None:
-                self.forget_listing(parent)  # a lower changed below us
+                self.listings.forget(parent)  # a lower changed below us
         elif self.index:
             return shown(self, found)
         return found
@@ -390,7 +338,7 @@ class Union:
         ino = self.number_of(top)
         inode = self.table.get(ino)
         if inode is not None and not self._same(inode, top, kind):
-            ino = self._alternative(top.dir.layer.index, st.st_ino)
+            ino = alternative(top.dir.layer.index, st.st_ino)
             inode = self.table.get(ino)
             if inode is not None and not self._same(inode, top, kind):
                 ino = hash_ino(b"alt", os.urandom(16))
@@ -431,7 +379,7 @@ class Union:
             top.sub is not None
             or top.dir.layer.is_upper
             or st.st_nlink > 1
-            or not ROOT_INO < real < _PLAIN
+            or not ROOT_INO < real < PLAIN
             or ino in self.table
             or self.may_be_metacopy(top)
         ):
@@ -444,19 +392,14 @@ class Union:
     def fresh_inode(self, st: os.stat_result) -> Inode:
         """An inode for a file just made in the upper."""
         assert self.layers[0] is not None
-        ino = self._in_space(self.layers[0].space, st.st_ino)
+        ino = in_space(self.layers[0].space, st.st_ino)
         if ino in self.table:
-            ino = self._alternative(self.layers[0].index, st.st_ino)
+            ino = alternative(self.layers[0].index, st.st_ino)
         while ino in self.table:
             ino = hash_ino(b"alt", os.urandom(16))
         inode = Inode(ino, st.st_ino, st.st_mode & 0o170000)
         self.table[ino] = inode
         return inode
-
-    @staticmethod
-    def _alternative(layer: int, number: int) -> int:
-        """The number of a file whose own is taken by one that is gone, but still known."""
-        return hash_ino(b"alt", b"%d" % layer, b"%d" % number)
 
     @staticmethod
     def _same(inode: Inode, top: Entry, kind: int) -> bool:
@@ -474,7 +417,7 @@ class Union:
         inode = self.table.get(self.number_of(top))
         if inode is not None and self._same(inode, top, kind):
             return inode
-        alt = self._alternative(top.dir.layer.index, top.st.st_ino)
+        alt = alternative(top.dir.layer.index, top.st.st_ino)
         inode = self.table.get(alt)
         return inode if inode is not None and self._same(inode, top, kind) else None
 
@@ -598,7 +541,7 @@ class Union:
             if inode.busy or inode.users:
                 return
             self.table.pop(inode.ino, None)
-            self.forget_listing(inode)
+            self.listings.forget(inode)
             if inode.dirs is not None:
                 for directory in inode.dirs:
                     self.fds.drop_dir(directory)
@@ -686,7 +629,7 @@ class Union:
             if inode.parent is None and inode.ino != ROOT_INO:
                 nlink = 0
             elif len(inode.dirs) > 1 and not self.options.static_nlink:
-                listing = self.listing(inode)
+                listing = self.listings.of(inode)
                 nlink = 1 if listing is None else 2 + listing.subdirs
         else:
             if st.st_rdev:
@@ -750,132 +693,3 @@ class Union:
         if directory.layer.masks and directory.is_masked(name):
             return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # shown as an empty file
         return directory.open_data(name, inode.real if inode.data is None else None)
-
-    # -- listings --------------------------------------------------------------------
-
-    def listing(self, inode: Inode) -> Listing | None:
-        """The merged listing of a directory; None where names must be asked for one by one.
-
-        Such are directories too large to keep for lookups, and those that may not be read.
-
-        Raises:
-            OSError: a layer's directory cannot be read.
-        """
-        listing = inode.listing
-        if listing is not None:
-            if self._is_fresh(inode, listing):
-                return listing
-            self.forget_listing(inode)
-        assert inode.dirs is not None
-        if self.watcher is not None:
-            self.watcher.watch(inode, inode.dirs[-1])
-        if len(inode.dirs) == 1 and inode.dirs[0].layer.indexed:
-            return None  # asking name by name costs nothing
-        if len(inode.dirs) < 8:
-            for directory in inode.dirs:
-                if directory.size_on_disk() > _HUGE_DIR:
-                    return None
-        try:
-            return self.build_listing(inode)
-        except PermissionError:
-            return None  # searched, not read (mode 0711 of somebody else): ask name by name
-
-    def _is_fresh(self, inode: Inode, listing: Listing) -> bool:
-        if self.timeout is None or time.monotonic() - listing.stamp < self.timeout:
-            return True
-        if listing.version is None or listing.version != self._lowers_version(inode):
-            return False
-        listing.stamp = time.monotonic()
-        return True
-
-    def _lowers_version(self, inode: Inode) -> tuple[tuple[int, int], ...] | None:
-        """What changes when a name in a lower directory does; None: too fresh to tell.
-
-        All changes of the upper come through us. A directory changed within the clock's tick
-        (inode_set_ctime_current(): up to 10 ms) may change again without a new time.
-        """
-        tick = time.time_ns() - 50_000_000
-        version = []
-        for directory in self.lowers_of(inode):
-            if not directory.masked:
-                st = directory.stat_self()
-                if st.st_mtime_ns > tick:
-                    return None
-                version.append((st.st_ino, st.st_mtime_ns))
-        return tuple(version)
-
-    def build_listing(self, inode: Inode) -> Listing:
-        """Read the listing of a directory from its layers and keep it."""
-        if inode.listing is not None:
-            if self._is_fresh(inode, inode.listing):
-                return inode.listing
-            self.forget_listing(inode)
-        assert inode.dirs is not None
-        if self.watcher is not None:
-            self.watcher.watch(inode, inode.dirs[-1])
-
-        scanned: dict[int, dict[bytes, int]] = {}
-
-        def read(directory: LayerDir) -> Iterator[tuple[bytes, int, tuple[int, int]]]:
-            layer = directory.layer
-            numbers = None
-            if layer.lists_numbers and not (layer.is_upper or layer.shared_fs or layer.masks):
-                numbers = scanned[layer.index] = {}
-            notes: dict[int, tuple[int, int]] = {}
-            for name, says, kind in directory.scan(numbers):
-                note = notes.get(kind)
-                if note is None:
-                    note = notes[kind] = (layer.index, kind)
-                yield name, says, note
-
-        version = None if self.timeout is None else self._lowers_version(inode)
-        place = inode.dirs[-1].layer.cookie_of
-        listing = Listing(merge(map(read, inode.dirs)), time.monotonic(), place)
-        listing.version = version
-        self.keep_listing(inode, listing)
-        self._scanned = (listing, scanned)
-        return listing
-
-    def plain_number(self, listing: Listing, name: bytes) -> int:
-        """The inode number of a lower's file whose directory has just been read; 0: look closer."""
-        of, scanned = self._scanned
-        note = listing.names[name]
-        numbers = scanned.get(note[0])
-        if of is not listing or numbers is None or self.index:
-            return 0
-        number = numbers.get(name, 0)
-        layer = self.layers[note[0]]
-        if layer is None or not ROOT_INO < number < _PLAIN or number + layer.space in self.table:
-            return 0
-        return number + layer.space
-
-    def keep_listing(self, inode: Inode, listing: Listing) -> None:
-        """Attach a listing and let the oldest go when there are too many names."""
-        inode.listing = listing
-        self._listed[inode] = None
-        self.listed_names += len(listing) + 8
-        while self.listed_names > _LISTED_NAMES and len(self._listed) > 1:
-            oldest = next(iter(self._listed))
-            if oldest is inode:
-                self._listed.move_to_end(inode)
-                continue
-            self.forget_listing(oldest)
-
-    def forget_listing(self, inode: Inode) -> None:
-        """Drop a listing; it is read again when needed."""
-        if inode.listing is not None:
-            self.listed_names -= len(inode.listing) + 8
-            inode.listing = None
-            self._listed.pop(inode, None)
-
-    def note_name(self, parent: Inode, name: bytes, kind: int) -> None:
-        """A name of the upper appeared or replaced one."""
-        listing = parent.listing
-        if listing is not None:
-            self.listed_names += listing.put(name, 0, kind)
-
-    def note_gone(self, parent: Inode, name: bytes, *, whiteout: bool) -> None:
-        """A name went; ``whiteout``: one lies in the upper now."""
-        listing = parent.listing
-        if listing is not None:
-            self.listed_names += listing.remove(name, whiteout=whiteout)
