@@ -182,21 +182,14 @@ def fsync_directory(path: str) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a directory and what is in it, whatever the modes; never follows a symlink."""
-    import contextlib
-    import shutil
+    """Remove a directory and what is in it, whatever the modes; what cannot be removed stays."""
+    from unionfs.trees import remove_tree
 
-    def unlock(function: object, where: str, error: object) -> None:
-        # A directory without rwx for its owner (images have them): open it and try again.
-        parent = os.path.dirname(where)
-        for place in (parent, where):
-            if os.path.isdir(place) and not os.path.islink(place):
-                with contextlib.suppress(OSError):
-                    os.chmod(place, 0o700)
-        with contextlib.suppress(OSError):
-            if os.path.isdir(where) and not os.path.islink(where):
-                shutil.rmtree(where, ignore_errors=True)
-            else:
-                os.unlink(where)
-
-    shutil.rmtree(path, onerror=unlock)
+    try:
+        parent = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        remove_tree(parent, os.path.basename(path), leave=True)
+    finally:
+        os.close(parent)

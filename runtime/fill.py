@@ -19,7 +19,7 @@ import fcntl
 import os
 import stat
 
-from runtime.trees import remove_tree
+from unionfs.trees import remove_tree
 
 _MARK = "user.pyrun.new"
 _NEW, _HALF, _USED = b"new", b"half", b"used"

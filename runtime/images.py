@@ -275,7 +275,7 @@ def hold(source: Source) -> int:
 def end_lease(session: str) -> None:
     """Remove a session's directory; one that is left behind the store sweeps by itself."""
     if session:
-        from runtime.trees import remove_tree
+        from unionfs.trees import remove_tree
 
         try:
             parent = os.open(os.path.dirname(session), os.O_PATH | os.O_CLOEXEC)

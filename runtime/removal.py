@@ -9,9 +9,9 @@ import select
 from runtime import drafts, jsonio, state
 from runtime.errors import RunError
 from runtime.lean import signal
-from runtime.trees import remove_tree
 from runtime.volumes import is_anonymous, is_name
 from unionfs.errors import UserError
+from unionfs.trees import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

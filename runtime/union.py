@@ -13,7 +13,7 @@ import os
 from runtime.errors import RunError
 from runtime.lazy import put_off
 from runtime.sys import calls
-from runtime.trees import remove_tree
+from unionfs.trees import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from unionfs import formats, steps
 from unionfs.copyup import kept_times, override_value
 from unionfs.findings import Finding, is_valid_override, read_marks, values_of
 from unionfs.layer import Layer, LayerDir
-from unionfs.upper import Upper, remove_tree
+from unionfs.trees import remove_tree
+from unionfs.upper import Upper
 
 _WORK_KINDS = frozenset(
     {

@@ -23,7 +23,7 @@ from unionfs.layer import Entry, LayerDir
 from unionfs.numbers import identity_of
 from unionfs.resolve import Says
 from unionfs.sys import calls
-from unionfs.upper import remove_tree
+from unionfs.trees import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

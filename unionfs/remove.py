@@ -16,8 +16,8 @@ from unionfs.copyup import copy_up, ensure_dir
 from unionfs.errors import suppress
 from unionfs.inode import Inode
 from unionfs.layer import Entry, LayerDir
+from unionfs.trees import remove_tree
 from unionfs.union import Union
-from unionfs.upper import remove_tree
 
 _PIN_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -26,6 +26,7 @@ from unionfs import formats, steps
 from unionfs.errors import UserError, suppress
 from unionfs.layer import Layer, LayerDir
 from unionfs.sys import calls
+from unionfs.trees import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -477,24 +478,3 @@ class Upper:
                 self.records[int(name)] = (int(btime), origin)
             except (OSError, ValueError):
                 remove_tree(self.record_fd, name)
-
-
-def remove_tree(dir_fd: int, name: bytes) -> None:
-    """Remove ``name`` and all beneath it; missing is fine. Never follows a symlink."""
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-        return
-    except FileNotFoundError:
-        return
-    except (IsADirectoryError, PermissionError):
-        pass
-    try:
-        os.rmdir(name, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno != errno.ENOTEMPTY:
-            raise
-        import shutil  # rarely needed, and slow to load
-
-        shutil.rmtree(os.fsdecode(name), dir_fd=dir_fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 from runtime import images, jsonio, prepare, state, userns
@@ -111,11 +112,26 @@ def _unpack(stream: IO[bytes], target: str, module: Any, *, owners: bool) -> Non
             for member in archive:
                 if member.isfifo() or member.isdev():
                     sys.stderr.write(f"pyrun: {printable(member.name)}: not a file, left out\n")
+                _check_replaceable(os.path.join(target, member.name), member)
                 archive.extract(member, target, set_attrs=True, numeric_owner=owners)
     except module.FilterError as error:
         raise RunError(f"refused: {error}") from None
     except module.ReadError:
         return  # nothing was packed; the other side tells why
+
+
+def _check_replaceable(path: str, member: tarfile.TarInfo) -> None:
+    """A file takes the place of a file or a link: a device would get its mode.
+
+    Raises:
+        RunError: something else is there.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if member.isreg() and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise RunError(f"{path}: not a regular file", "pyrun cp CONTAINER:PATH - | tar xO > FILE")
 
 
 def _as_ours(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:

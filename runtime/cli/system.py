@@ -238,12 +238,17 @@ def _df(options: Options, root: str) -> int:
 def _tree_size(path: str) -> int:
     """Bytes on disk of a tree; what cannot be read does not count."""
     total = 0
-    for directory, _, files in os.walk(path, onerror=lambda _error: None):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(directory, name)).st_blocks * 512
-            except OSError:
-                continue
+    waiting = [path]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+        except OSError:
+            continue
     return total
 
 
