@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cowstore.errors import Damaged, StoreError
@@ -29,6 +30,8 @@ _WORDS = {
     stat.S_IFREG: b"file",
     stat.S_IFDIR: b"dir",
 }
+#: The id that stands for one that a user namespace has not (user_namespaces(7)).
+_NOBODY = 65534
 _DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -39,8 +42,8 @@ def build_tree(
 
     Args:
         owners: False: all is the caller's, whoever had it.
-        lenient: root of a user namespace calls: what only root may make is left out, which is
-            devices and ``trusted.*`` attributes.
+        lenient: for a container's root. Devices are left out, and attributes that cannot be set
+            here; what belongs to an id that is none here is nobody's, as a mount would show it.
 
     Raises:
         OSError: EPERM for owners or devices without ``override``, ENOSPC, …
@@ -49,8 +52,7 @@ def build_tree(
     os.mkdir(path, 0o700)
     builder = _TreeBuilder(store, path, flavour, owners, lenient)
     try:
-        builder.fill(builder.top, root)
-        builder.finish_dir(builder.top, root.entry)
+        builder.fill(root)
     finally:
         builder.close()
 
@@ -73,30 +75,55 @@ class _TreeBuilder:
         for fd in (self.top, *self.objects):
             os.close(fd)
 
-    def fill(self, fd: int, node: Node, path: bytes = b"") -> None:
-        """Everything in a directory; its own attributes come last, when it is full."""
+    def fill(self, root: Node) -> None:
+        """Write everything; each directory's own attributes come last, when it is full.
+
+        However deep: one descriptor at a time, and no recursion.
+        """
+        way: list[tuple[Node, Iterator[bytes], bytes]] = []
+        node, names, path = root, _names(root), b""
+        here = os.dup(self.top)
+        try:
+            while True:
+                below = next(filter(None, (self.entry(here, node, n, path) for n in names)), None)
+                if below is not None:
+                    way.append((node, names, path))
+                    name, node = below
+                    names, path = _names(node), path + name + b"/"
+                    above, here = here, os.open(name, _DIR_FLAGS, dir_fd=here)
+                    os.close(above)
+                    continue
+                above = os.open("..", _DIR_FLAGS, dir_fd=here) if way else os.dup(here)
+                self.finish_dir(here, node.entry)
+                os.close(here)
+                here = above
+                if not way:
+                    return
+                node, names, path = way.pop()
+        finally:
+            os.close(here)
+
+    def entry(self, fd: int, node: Node, name: bytes, path: bytes) -> tuple[bytes, Node] | None:
+        """Make what has a name in a directory; a directory is told, as it is to be filled."""
         assert node.children is not None
-        for name in sorted(node.children):
-            child = node.children[name]
-            if self.lenient and child.entry.kind in (stat.S_IFCHR, stat.S_IFBLK):
-                continue
-            if child.children is not None:
-                os.mkdir(name, 0o700, dir_fd=fd)
-                below = os.open(name, _DIR_FLAGS, dir_fd=fd)
-                try:
-                    self.fill(below, child, path + name + b"/")
-                    self.finish_dir(below, child.entry)
-                finally:
-                    os.close(below)
-            elif id(child) in self.links:
-                os.link(
-                    self.links[id(child)], name, src_dir_fd=self.top, dst_dir_fd=fd,
-                    follow_symlinks=False,
-                )  # fmt: skip
-            else:
-                self.file(fd, name, child.entry)
-                if child.nlink > 1:
-                    self.links[id(child)] = path + name
+        child = node.children[name]
+        if child.children is not None:
+            os.mkdir(name, 0o700, dir_fd=fd)
+            return name, child
+        if self.lenient and child.entry.kind in (stat.S_IFCHR, stat.S_IFBLK):
+            return None
+        if id(child) in self.links:
+            above, _, first = self.links[id(child)].rpartition(b"/")
+            parent = calls.open_deep(self.top, above)
+            try:
+                os.link(first, name, src_dir_fd=parent, dst_dir_fd=fd, follow_symlinks=False)
+            finally:
+                os.close(parent)
+            return None
+        self.file(fd, name, child.entry)
+        if child.nlink > 1:
+            self.links[id(child)] = path + name
+        return None
 
     def finish_dir(self, fd: int, entry: Entry) -> None:
         where = b"/proc/self/fd/%d" % fd
@@ -159,13 +186,13 @@ class _TreeBuilder:
                 not key.startswith(b"user.") or key in formats.OVERRIDE_STAT_NAMES
             ):
                 continue  # an ordinary user may set no other; and ours is what counts
-            if self.lenient and key.startswith(b"trusted."):
-                continue
             try:
                 os.setxattr(where, formats.escape(key), value, follow_symlinks=follow)
             except OSError as error:
+                if self.lenient and error.errno in (errno.EPERM, errno.EOPNOTSUPP):
+                    continue
                 raise StoreError(
-                    f"{os.fsdecode(entry.path)}: the attribute {os.fsdecode(key)} cannot be set"
+                    f"/{os.fsdecode(entry.path)}: the attribute {os.fsdecode(key)} cannot be set"
                     f" here: {error.strerror}",
                     "cowstore mount needs no such place",
                 ) from None
@@ -178,10 +205,29 @@ class _TreeBuilder:
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EPERM):
                 raise
+            if self.lenient:
+                for uid, gid in ((entry.uid, -1), (-1, entry.gid)):
+                    self.chown_or_nobody(fd, name, uid, gid)
+                return
             raise StoreError(
-                f"{os.fsdecode(entry.path)}: owner {entry.uid}:{entry.gid} cannot be given here",
+                f"/{os.fsdecode(entry.path)}: owner {entry.uid}:{entry.gid} cannot be given here",
                 "a tree of the flavour override keeps owners in an attribute",
             ) from None
+
+    @staticmethod
+    def chown_or_nobody(fd: int, name: bytes, uid: int, gid: int) -> None:
+        try:
+            os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            nobody = [_NOBODY if number >= 0 else -1 for number in (uid, gid)]
+            os.chown(name, *nobody, dir_fd=fd, follow_symlinks=False)
+
+
+def _names(node: Node) -> Iterator[bytes]:
+    assert node.children is not None
+    return iter(sorted(node.children))
 
 
 def _override(entry: Entry) -> bytes:

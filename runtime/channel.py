@@ -12,8 +12,8 @@ import errno
 import os
 import struct
 
-from runtime.errors import RunError
-from unionfs.errors import in_words
+from runtime.errors import FAILED, RunError
+from unionfs.errors import UserError, in_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,15 +59,13 @@ class Channel:
 
     def send_error(self, error: BaseException) -> None:
         """Tell an error so that ``raise_if_error`` raises it at the other end."""
-        if isinstance(error, RunError):
-            code, text, hint = error.code, str(error), error.hint
+        code, hint = FAILED, ""
+        if isinstance(error, UserError):
+            code, text, hint = getattr(error, "code", code), str(error), error.hint
+        elif isinstance(error, OSError):
+            text, hint = _in_words(error)
         else:
-            code, text = 125, str(error) or type(error).__name__
-            hint = getattr(error, "hint", "")
-            if isinstance(error, OSError):
-                text, hint = _in_words(error)
-            elif type(error).__name__ != "UserError":
-                text = f"{type(error).__name__}: {text}"
+            text = f"{type(error).__name__}: {error}"
         data = "\n".join((str(code), text.replace("\n", " "), hint)).encode(errors="replace")
         try:
             self.send(b"E" + data[: _MAX - 1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-_END = ".new"
+END = ".new"
 #: Making something and giving it its name takes less than this. Numbers of processes alone say
 #: little of those in other pid namespaces.
 _SECONDS = 60
@@ -16,16 +16,16 @@ _SECONDS = 60
 
 def name(path: str) -> str:
     """Where this process prepares what is to become ``path``."""
-    return f"{path}.{os.getpid()}{_END}"
+    return f"{path}.{os.getpid()}{END}"
 
 
 def sweep(root: str) -> None:
     """Remove the drafts of processes that are no more beneath a root of containers."""
-    places = [root, f"{root}/seccomp", f"{root}/trees"]
+    places = [root, f"{root}/seccomp"]
     places += [f"{root}/containers/{name}" for name in listed(f"{root}/containers")]
     for place in places:
         for entry in listed(place):
-            if entry.endswith(_END) and _is_left(f"{place}/{entry}"):
+            if entry.endswith(END) and _is_left(f"{place}/{entry}"):
                 from runtime.removal import remove_directory
 
                 remove_directory(f"{place}/{entry}")
@@ -40,11 +40,15 @@ def listed(path: str) -> list[str]:
 
 
 def _is_left(path: str) -> bool:
-    number = path.removesuffix(_END).rpartition(".")[2]
+    number = path.removesuffix(END).rpartition(".")[2]
     if not number.isascii() or not number.isdigit():
         return False
+    return is_old(path) and not os.path.exists(f"/proc/{number}")
+
+
+def is_old(path: str) -> bool:
+    """Whether it is long ago that something was last changed; False for what is gone."""
     try:
-        age = time.time() - os.lstat(path).st_mtime
+        return time.time() - os.lstat(path).st_mtime > _SECONDS
     except FileNotFoundError:
         return False
-    return age > _SECONDS and not os.path.exists(f"/proc/{number}")

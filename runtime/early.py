@@ -81,6 +81,11 @@ def _on(number: int, handler: Callable[[int, object], None]) -> None:
         signal.signal(number, handler)
 
 
+def interrupt_by(number: int) -> None:
+    """Let a signal take back what has been made so far: KeyboardInterrupt, once."""
+    _on(number, _leave)
+
+
 def _leave(number: int, _frame: object) -> None:
     """Take back what has been made so far; what a terminal sends comes from our parent, too."""
     global _interrupted

@@ -8,6 +8,7 @@ be traced, hence not be looked into either).
 from __future__ import annotations
 
 import os
+import select
 import time
 
 from runtime import child, init
@@ -85,6 +86,10 @@ class Signals:
 
     def _send(self, number: int) -> None:
         try:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            if poll.poll(0):
+                raise ProcessLookupError
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             # It is over, and what it has said is all that keeps us.

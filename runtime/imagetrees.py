@@ -13,14 +13,17 @@ import fcntl
 import os
 import stat
 import sys
+from binascii import crc32
 
 from runtime import drafts, images, prepare
+from runtime.errors import RunError
 from runtime.removal import remove_directory
 from runtime.userns import run_mapped
+from unionfs.errors import in_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from cowstore import Store
     from cowstore.manifest import Entry
@@ -56,18 +59,18 @@ def beneath(root: str, source: Source, image: str, host: HostFacts, *, single: b
     flavour = "userdata" if host.kernel >= _USERS_DATA_ONLY else "plain"
     who = host.callers
     ids = (who.uid, who.gid, who.sub_uids, who.sub_gids, who.own_uids, who.own_gids)
-    mapping = "single" if single else f"{hash(ids) & (1 << 64) - 1:016x}"
+    mapping = "single" if single else f"{crc32(repr(ids).encode()):08x}"
     place = f"{root}/trees/{os.path.basename(view)}.{flavour}.{mapping}"
     if not os.path.isdir(place):
         with images.opened() as store:
-            _make_once(store, image, place, flavour, host, single)
+            _make_once(store, image, place, flavour, single)
     _dress(source.upper, place)
     roots = source.roots if flavour == "userdata" else ()
     return source.replace(lowers=(place,), options=(), view=False, roots=roots, storage="kernel")
 
 
-def copied(upper: str, image: str, host: HostFacts, *, single: bool) -> None:
-    """Write all of an image to ``upper``, which is not there yet.
+def copied(upper: str, image: str, *, single: bool, durable: bool) -> None:
+    """Write all of an image to ``upper``, which is not there yet; ``durable``: it is on disk then.
 
     Raises:
         RunError, StoreError, OSError: it cannot be written; nothing of it stays.
@@ -75,27 +78,25 @@ def copied(upper: str, image: str, host: HostFacts, *, single: bool) -> None:
     _, session = images.held(image)
     try:
         with images.opened() as store:
-            _make(store, image, upper, "plain", host, single)
+            _make(store, image, upper, "plain", single, durable=durable)
     finally:
         session.close()
 
 
-def _make_once(
-    store: Store, image: str, place: str, flavour: str, host: HostFacts, single: bool
-) -> None:
+def _make_once(store: Store, image: str, place: str, flavour: str, single: bool) -> None:
     from cowstore.locks import Lock
 
     held = Lock.acquire(store.layout.path("locks", f"trees-{os.path.basename(place)}"))
     assert held is not None
     try:
         if not os.path.isdir(place):
-            _make(store, image, place, flavour, host, single)
+            _make(store, image, place, flavour, single, durable=True)
     finally:
         held.release(remove=True)
 
 
 def _make(
-    store: Store, image: str, place: str, flavour: str, host: HostFacts, single: bool
+    store: Store, image: str, place: str, flavour: str, single: bool, *, durable: bool
 ) -> None:
     from cowstore.tree import build_tree
     from unionfs.sys.calls import syncfs
@@ -108,10 +109,14 @@ def _make(
     draft = drafts.name(place)
 
     def make() -> None:
-        build_tree(store, merged, draft, flavour, owners=not single, lenient=not host.root)
-        parent = os.open(os.path.dirname(place), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        syncfs(parent)
-        os.close(parent)
+        try:
+            build_tree(store, merged, draft, flavour, owners=not single, lenient=True)
+        except OSError as error:
+            raise RunError(f"the image cannot be laid out: {in_words(error)}", place) from None
+        if durable:
+            parent = os.open(os.path.dirname(place), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            syncfs(parent)
+            os.close(parent)
         os.rename(draft, place)
 
     try:
@@ -155,20 +160,24 @@ def _dress(upper: str, place: str) -> None:
     run_mapped(mapped)
 
 
-def sweep(root: str, used: Iterable[str]) -> None:
-    """Remove the trees of images that are no more, but those at paths that are ``used``."""
-    names = drafts.listed(f"{root}/trees")
-    if not names:
+def sweep(root: str, used: Callable[[], Iterable[str]]) -> None:
+    """Remove the trees of images that are no more, and what was cut off while it was made.
+
+    ``used`` tells the paths of those that containers have, once nobody can take another.
+    """
+    if not drafts.listed(f"{root}/trees"):
         return
     held = lock(root, shared=False)
     if held < 0:
         return  # the next one does it
     try:
-        kept = {os.path.basename(path) for path in used}
+        kept = {os.path.basename(path) for path in used()}
         with images.opened() as store:
             chains = {image.chain.partition(":")[2] for image in store.images()}
-        for name in names:
-            if name not in kept and name.partition(".")[0] not in chains:
+        for name in os.listdir(f"{root}/trees"):
+            if name.endswith(drafts.END) or (
+                name not in kept and name.partition(".")[0] not in chains
+            ):
                 _remove(f"{root}/trees/{name}")
     finally:
         os.close(held)

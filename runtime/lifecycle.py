@@ -62,6 +62,7 @@ def dry_run(request: RunRequest, root: str) -> Plan:
     container._config = {"id": container.id, "name": request.name}
     host = facts.ask()
     kind = storage.choose(request.storage, host, root)
+    prepare.check_storage(request, kind, host)
     if request.rootfs or kind == "copy":
         source = _tree(request, container, kind)
     else:
@@ -100,6 +101,7 @@ def create(
     image_id, image = prepare.image_of(request)
     source, held, begun = None, -1, None
     kind = storage.choose(request.storage, host, root)
+    prepare.check_storage(request, kind, host)
     locks: list[int] = []
     containers.reclaim(request.name)
     # It is known to who takes it back, or not made at all.
@@ -110,6 +112,7 @@ def create(
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         raise
     try:
+        locks.append(container.lock())  # until it is written down nobody removes it
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if request.volumes_from or request.volume or request.mount or image.get("Volumes"):
             locks.append(removal.lock_volumes(root, shared=True))
@@ -122,7 +125,7 @@ def create(
 
             source = _tree(request, container, kind)
             single = prepare.usual_ids(request, host).single
-            imagetrees.copied(source.upper, image_id, host, single=single)
+            imagetrees.copied(source.upper, image_id, single=single, durable=not request.rm)
         elif fleeting and not (request.storage_opt and prepare.storage_size(request).disk):
             upper, work = container.path("upper"), container.path("work")
             source, held = images.lease(image_id, upper, work)
@@ -136,6 +139,7 @@ def create(
             locks.append(imagetrees.lock(root, shared=True))
             single = prepare.usual_ids(request, host).single
             source = imagetrees.beneath(root, source, image_id, host, single=single)
+        source = source.replace(storage=kind)
         plan, config, volumes = prepare.make_plan(
             request, container, image, source, containers, host
         )
@@ -269,6 +273,8 @@ def replan(container: state.Container, root: str, *, looking: bool = False) -> P
     Raises:
         RunError: it cannot be started here and now.
     """
+    if "source" not in container.config:
+        raise RunError(f"container {container.id[: state.SHORT]} was never made, or is gone")
     request = stored_request(container)
     if looking:
         request = request.replace(publish=(), publish_all=False)

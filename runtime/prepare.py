@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 
 from runtime import cgroups, drafts, facts, ids, images, network, spec, state, storage
 from runtime.errors import RunError
+from runtime.lean import signal
 from runtime.plan import NetworkPlan, Plan, RootPlan, make
 from runtime.request import RunRequest
 from runtime.volumes import (
@@ -87,6 +89,35 @@ def storage_size(request: RunRequest) -> sizes.Wanted:
         if request.limits == "best-effort" and "cannot be enforced" in str(error):
             return sizes.Wanted()
         raise
+
+
+def check_storage(request: RunRequest, kind: str, host: facts.HostFacts) -> None:
+    """What is asked for against what the root will be made with.
+
+    Raises:
+        RunError: only a union can do that.
+    """
+    if kind == "union":
+        return
+    mode, who = _callers(request, host)
+    if ids.plan_ids(mode, who).view_uids:
+        raise RunError(
+            f"--storage {kind} cannot translate ids for --userns {request.userns}",
+            "--storage union can; pyrun info says what is used here, and why",
+        )
+    wanted = storage_size(request)
+    if wanted.memory:
+        raise RunError(
+            f"--storage-opt backend=tmpfs needs the union, and here --storage is {kind}",
+            "pyrun info says why",
+        )
+    if wanted.disk and kind == "copy":
+        from runtime import sizes
+
+        refused = sizes.refused(request.storage_opt[0].partition("=")[2], "a copy has no quota")
+        if request.limits != "best-effort":
+            raise refused
+        sys.stderr.write(f"pyrun: {refused}\n")
 
 
 def image_of(request: RunRequest) -> tuple[str, dict[str, Any]]:
@@ -183,7 +214,8 @@ def _root_plan(
     request: RunRequest, container: state.Container, source: images.Source, plan: ids.IdPlan,
     host: facts.HostFacts,
 ) -> tuple[RootPlan, ids.IdPlan]:  # fmt: skip
-    kind = storage.choose(source.storage or request.storage, host, container.root)
+    made_with = source.storage or ("union" if source.view else request.storage)
+    kind = storage.choose(made_with, host, container.root)
     if kind == "copy":
         source = source.replace(lowers=(source.upper,), upper="", work="")
     options = list(source.options)
@@ -212,13 +244,6 @@ def _root_plan(
         transient=request.rm and not source.snapshot,
         memory=storage_size(request).memory if request.storage_opt else 0,
     )
-    if kind != "union" and root.memory:
-        raise RunError(
-            f"--storage-opt backend=tmpfs needs the union, and here --storage is {kind}",
-            "pyrun info says why",
-        )
-    if kind == "kernel" and plan.view_uids:
-        raise RunError(f"--storage kernel cannot translate ids for --userns {plan.mode}")
     return root, plan
 
 
@@ -269,9 +294,14 @@ def copy_tree(tree: str, target: str) -> None:
         actions = [(os.POSIX_SPAWN_DUP2, write, 2)]
         pid = os.posix_spawn(program, words, os.environ, file_actions=actions, setsigdef=(13,))
         os.close(write)
-        with open(read, encoding="utf-8", errors="replace") as told:
-            said = told.readline().strip()
-            told.read()
+        try:
+            with open(read, encoding="utf-8", errors="replace") as told:
+                said = told.readline().strip()
+                told.read()
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
         if os.waitpid(pid, 0)[1]:
             raise RunError(f"--storage copy: {said}")
 

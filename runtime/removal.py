@@ -53,7 +53,10 @@ def finish(gone: state.Container, *, volumes: bool = False) -> None:
 
     Its directory goes last, because that tells what else there is. Several may be at it.
     """
-    give_back(gone.config.get("source") or {})
+    source = gone.config.get("source")
+    if source is None:  # it was cut off before it was written down, and has what is called so
+        source = {"snapshot": gone.id.removesuffix(state.GONE)[:32]}
+    give_back(source)
     if volumes:
         remove_anonymous_volumes(gone)
     remove_directory(gone.directory)
@@ -143,6 +146,7 @@ def sweep(root: str, *, patient: bool = False) -> None:
     """
     _finish_removals(root, patient)
     drafts.sweep(root)
+    _remove_unfinished(root)
     state.Containers(root).drop_stale_names()
     for container in _dead(root):
         kill_left(container)
@@ -160,6 +164,23 @@ def sweep(root: str, *, patient: bool = False) -> None:
             pass  # a full disk: the next command tries again
         if container.config.get("request", {}).get("rm"):
             remove_files(container, volumes=True)
+
+
+def _remove_unfinished(root: str) -> None:
+    """Remove containers whose making was cut off: who makes one has its lock."""
+    for container in state.Containers(root).all():
+        if os.path.exists(container.path("config.json")) or not drafts.is_old(container.directory):
+            continue
+        try:
+            lock = container.lock()
+        except (BlockingIOError, FileNotFoundError):
+            continue
+        try:
+            remove_files(container)
+        except (UserError, OSError):
+            pass  # the next command tries again
+        finally:
+            os.close(lock)
 
 
 def _dead(root: str) -> Iterator[state.Container]:

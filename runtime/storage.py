@@ -63,7 +63,7 @@ def describe(host: HostFacts, overlay: str) -> str:
 
 def try_kernel(root: str) -> str:
     """Why overlayfs of the kernel cannot be mounted as a container would; empty if it can."""
-    from runtime import drafts
+    from runtime import drafts, overlay
     from runtime.removal import remove_directory
     from runtime.sys import calls
     from runtime.userns import run_mapped
@@ -79,8 +79,8 @@ def try_kernel(root: str) -> str:
 
     def attempt() -> None:
         calls.unshare(calls.CLONE_NEWNS)
-        data = [(f"{name}dir".encode(), f"{place}/{name}".encode()) for name in names]
-        os.close(calls.new_mount(b"overlay", [*data, (b"userxattr", None)], 0))
+        lower, upper, work = (f"{place}/{name}" for name in names)
+        os.close(overlay.mount([lower], upper, work, volatile=False))
 
     pid = os.fork()
     if pid == 0:

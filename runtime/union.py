@@ -107,37 +107,22 @@ def _mount_union(plan: Plan) -> tuple[int, Callable[[], None]]:
 
 
 def _mount_kernel(root: RootPlan) -> int:
-    """The kernel's overlayfs (Documentation/filesystems/overlayfs.rst).
-
-    It is told descriptors' names: a value has 255 bytes at most (fsconfig(2)), and paths have
-    colons. Files of an image's tree lead to the contents in the stores.
-    """
-    fds: list[int] = []
-
-    def name(path: str) -> bytes:
-        fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        return b"/proc/self/fd/%d" % fds[-1]
+    """The kernel's overlayfs; files of an image's tree lead to the contents in the stores."""
+    from runtime import overlay
 
     try:
-        lowers = [name(path) for path in root.lowers]
-        data: list[tuple[bytes, bytes | None]] = [(b"lowerdir", b":".join(lowers))]
-        if root.roots:
-            data = [(b"lowerdir+", lower) for lower in lowers]
-            data += [(b"datadir+", name(f"{place}/objects")) for place in root.roots]
-        if root.upper:
-            data += [(b"upperdir", name(root.upper)), (b"workdir", name(root.work))]
-            if root.transient:
-                data.append((b"volatile", None))
-        data.append((b"userxattr", None))
-        return calls.new_mount(b"overlay", data, 0)
+        return overlay.mount(
+            root.lowers,
+            root.upper,
+            root.work,
+            leads_to=[f"{place}/objects" for place in root.roots],
+            volatile=root.transient,
+        )
     except OSError as error:
         raise RunError(
             f"overlayfs in the kernel: {error.strerror}",
             "use --storage union, which needs /dev/fuse (pyrun info), or --storage copy",
         ) from None
-    finally:
-        for fd in fds:
-            os.close(fd)
 
 
 def mount_root(plan: Plan) -> tuple[int, Callable[[], None] | None]:
@@ -150,7 +135,9 @@ def mount_root(plan: Plan) -> tuple[int, Callable[[], None] | None]:
     if root.kind == "kernel":
         return _mount_kernel(root), None
     if root.kind == "plain":
-        return calls.open_tree(calls.AT_FDCWD, os.fsencode(root.lowers[0]), recursive=True), None
+        tree = calls.open_tree(calls.AT_FDCWD, os.fsencode(root.lowers[0]), recursive=True)
+        calls.mount_setattr(tree, b"", add=calls.MOUNT_ATTR_NODEV, recursive=True)
+        return tree, None
     return _mount_union(plan)
 
 

@@ -10,6 +10,7 @@ import os
 
 from runtime import facts, ids, mapping
 from runtime.channel import pair, raise_if_error
+from runtime.lean import signal
 from runtime.sys import calls
 
 TYPE_CHECKING = False
@@ -32,9 +33,11 @@ def run_mapped(function: Callable[[], object], mode: str = "") -> None:
     plan = ids.plan_ids(mode, host.callers)
     ours, theirs = pair()
     read, write = os.pipe2(os.O_CLOEXEC)
+    here = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
+            os.setpgid(0, 0)  # with all that it starts, for who ends it
             ours.close()
             os.close(write)
             calls.set_dumpable(True)
@@ -44,6 +47,9 @@ def run_mapped(function: Callable[[], object], mode: str = "") -> None:
                 os._exit(125)
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
+            calls.set_parent_death_signal(signal.SIGKILL)  # another id takes it away
+            if os.getppid() != here:
+                os._exit(125)
             function()
             theirs.send(b"D")
             os._exit(0)
@@ -59,6 +65,12 @@ def run_mapped(function: Callable[[], object], mode: str = "") -> None:
         os.write(write, b"m")
         message, _ = ours.receive()
         raise_if_error(message)
+    except KeyboardInterrupt:
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            os.kill(pid, signal.SIGKILL)  # it has no group of its own yet
+        raise
     finally:
         os.close(write)
         ours.close()

@@ -341,6 +341,8 @@ def _restart(options: Options, rest: list[str], root: str) -> int:
     timeout = _timeout(options)
 
     def act(container: state.Container) -> None:
+        if (container.config.get("request") or {}).get("rm"):
+            raise RunError(f"container {container.name} is removed when it ends (--rm)")
         stop_one(container, timeout)
         start_one(container, root, False, {})
 
@@ -397,6 +399,8 @@ def remove_one(container: state.Container, options: Options) -> None:
     """
     if container.supervised():
         if not options.get("force"):
+            if container.config.get("broken"):
+                raise RunError(f"container {container.name} is just being made", "pyrun ps -a")
             raise RunError(
                 f"container {container.name} is running", "stop it first, or: pyrun rm --force"
             )
@@ -409,6 +413,7 @@ def remove_one(container: state.Container, options: Options) -> None:
         lock = _lock(container, bool(options.get("force")))
     except FileNotFoundError:
         return  # --rm has removed it, or somebody else
+    container = state.Container(container.root, container.id)  # it may have been made meanwhile
     try:
         removal.kill_left(container)
         anonymous = bool(options.get("volumes")) or stored_request(container).rm

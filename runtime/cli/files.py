@@ -10,7 +10,7 @@ from runtime import images, jsonio, prepare, state, userns
 from runtime.cli.output import show
 from runtime.errors import RunError
 from runtime.session import Session
-from unionfs.errors import UserError, printable
+from unionfs.errors import UserError, in_words, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -333,7 +333,9 @@ def _as_owner(work: Callable[[], str]) -> str:
             userns.run_mapped(answer)
             code = 0
         except UserError as error:
-            os.write(write, b"E" + str(error).encode(errors="replace"))
+            os.write(write, f"E{error}\n{error.hint}".encode(errors="replace"))
+        except OSError as error:
+            os.write(write, f"E{in_words(error)}\n".encode(errors="replace"))
         finally:
             os._exit(code)
     os.close(write)
@@ -341,7 +343,8 @@ def _as_owner(work: Callable[[], str]) -> str:
         said = stream.read().decode(errors="replace")
     os.waitpid(pid, 0)
     if not said.startswith("="):
-        raise RunError(said[1:] or "the changes cannot be read")
+        text, _, hint = said[1:].rpartition("\n")
+        raise RunError(text or "the changes cannot be read", hint)
     return said[1:]
 
 

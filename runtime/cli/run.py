@@ -8,6 +8,7 @@ import sys
 from runtime import console, early, jsonio, lifecycle, state
 from runtime.channel import pair
 from runtime.errors import RunError
+from runtime.lean import ENDING
 from runtime.request import RunRequest, stored_request
 
 TYPE_CHECKING = False
@@ -115,6 +116,8 @@ def create(values: dict[str, Any], rest: list[str], root: str) -> int:
     request = request_from(values, rest)
     if request.dry_run:
         return show_plan(lifecycle.dry_run(request, root), request.json)
+    for number in ENDING:
+        early.interrupt_by(number)
     made = lifecycle.create(request, root)
     try:
         _write_id(request, made.container)

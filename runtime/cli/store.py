@@ -35,11 +35,13 @@ def sweep_trees(root: str) -> None:
         return
     from runtime import imagetrees, state
 
-    used = [
-        str(path)
-        for container in state.Containers(root).all()
-        for path in (container.config.get("source") or {}).get("lowers") or ()
-    ]
+    def used() -> list[str]:
+        return [
+            str(path)
+            for container in state.Containers(root).all()
+            for path in (container.config.get("source") or {}).get("lowers") or ()
+        ]
+
     imagetrees.sweep(root, used)
 
 

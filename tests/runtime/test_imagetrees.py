@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import stat
 import subprocess
 import tarfile
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import facts, storage
+from runtime import facts, images, imagetrees, storage
 from runtime.errors import RunError
 from tests.runtime.conftest import Pyrun
 from tests.runtime.test_messages import lacking, where
@@ -189,8 +190,11 @@ def test_what_cannot_be_said_of_it(pyrun: Pyrun, odd: str, kind: str) -> None:
     bad: list[tuple[tuple[str, ...], str]] = [
         (("--storage-opt", "size=1m", "--storage-opt", "backend=tmpfs"), "--storage-opt backend="),
     ]
-    if kind == "kernel" and pyrun.kind == "user":
-        bad.append((("--userns", "keep-id"), "--storage kernel cannot translate ids"))
+    if kind == "copy":
+        bad.append((("--storage-opt", "size=1m"), "--storage-opt size=1m cannot be enforced"))
+    if pyrun.kind == "user":
+        for mode in ("keep-id", "nomap"):
+            bad.append((("--userns", mode), f"--storage {kind} cannot translate ids"))
     for options, wanted in bad:
         done = pyrun(*_run(pyrun, kind, "--rm", *options, odd, "true"), code=125)
         lines = done.stderr.splitlines()
@@ -206,6 +210,158 @@ def test_a_dry_run_writes_nothing(pyrun: Pyrun, odd: str, kind: str) -> None:
     pyrun("run", "--dry-run", "--storage", kind, "--rootfs", str(pyrun.rootfs), "true")
     pyrun("rmi", odd)
     _nothing_left(pyrun)
+
+
+def test_a_container_keeps_what_its_root_was_made_with(lacking: Pyrun) -> None:
+    odd = _odd(lacking)
+    lacking(*_run(lacking, "auto", "--name", "c", odd, "cat", "/srv/again"))
+    script = "exec {words} start -a c".format(words=" ".join(lacking.command))
+    before = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3"
+    for told in ("copy", "kernel"):
+        environment = {**lacking.environment, "PYRUN_STORAGE": told}
+        again = subprocess.run(
+            [*lacking.command, "start", "-a", "c"], env=environment, capture_output=True,
+            text=True, check=True,
+        )  # fmt: skip
+        assert again.stdout == "theirs\n"
+    gone = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", f"{before} && {script}"],
+        env=lacking.environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert gone.returncode == 125 and gone.stderr.startswith("error: /dev/fuse does not exist\n")
+    assert lacking("diff", "c").stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["union", "kernel", "copy"])
+def test_devices_of_an_image_are_of_no_use(root_pyrun: Pyrun, tmp_path: Path, kind: str) -> None:
+    archive = root_pyrun.place / "device.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(root_pyrun.rootfs, ".")
+        member = tarfile.TarInfo("zeroes")
+        member.type, member.mode, member.devmajor, member.devminor = tarfile.CHRTYPE, 0o666, 1, 5
+        tar.addfile(member)
+    root_pyrun("import", str(archive), "odd")
+    command = "head -c 1 /zeroes"
+    for options in ((), ("--userns", "host")):
+        words = ("run", "--rm", "--network", "none", "--storage", kind, *options)
+        done = root_pyrun(*words, "odd", "sh", "-c", command, code=1)
+        assert done.stdout == "" and "zeroes" in done.stderr
+    tree = root_pyrun.place / "tree"
+    tree.mkdir()
+    with tarfile.open(archive) as tar:
+        tar.extractall(tree, filter="fully_trusted")
+    done = root_pyrun(
+        "run", "--rm", "--network", "none", "--storage", kind, "--rootfs", str(tree),
+        "sh", "-c", command, code=1,
+    )  # fmt: skip
+    assert done.stdout == "" and "Permission denied" in done.stderr
+
+
+def test_nobody_removes_a_container_that_is_being_made(
+    pyrun: Pyrun, odd: str, kind: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    gate.chmod(0o666)
+    # An environment file is read when the rest is there: until somebody writes, it is being made.
+    words = _run(pyrun, kind, "--name", "c", "--env-file", str(gate), odd, "cat", "/srv/again")
+    with subprocess.Popen(
+        [*pyrun.command, *words], env=pyrun.environment, stdout=subprocess.PIPE
+    ) as process:
+        with gate.open("w") as writer:  # which waits until it is read
+            pyrun("system", "prune", "--force")
+            refused = pyrun("rm", "c", code=None)
+            assert refused.returncode and "is just being made" in refused.stderr
+            writer.write("a=b\n")
+        assert process.communicate()[0] == b"theirs\n"
+    assert process.returncode == 0
+
+
+def test_a_making_that_was_cut_off_leaves_nothing_for_long(
+    pyrun: Pyrun, odd: str, kind: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    gate.chmod(0o666)
+    words = list(_run(pyrun, kind, "--env-file", str(gate), odd, "true"))
+    words[0] = "create"
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
+        process = subprocess.Popen([*pyrun.command, *words], env=pyrun.environment)
+        with gate.open("w"):
+            process.send_signal(number)
+            process.wait(60)
+        places = [*(pyrun.place / "pyrun/containers").iterdir()]
+        if number != signal.SIGKILL:
+            assert process.returncode == 128 + number and places == []
+            assert [*(pyrun.place / "store/snapshots").iterdir()] == []
+    (left,) = places
+    os.utime(left, (time.time() - 600,) * 2)
+    pyrun("ps", "-a")
+    pyrun("rmi", odd)
+    _nothing_left(pyrun)
+
+
+def test_images_that_cannot_be_written_as_they_are(pyrun: Pyrun, kind: str) -> None:
+    archive = pyrun.place / "strange.tar"
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+
+        def as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+            member.uid = member.gid = 0
+            return member
+
+        tar.add(pyrun.rootfs, ".", filter=as_root)
+        _member(tar, "nobodys", b"n", uid=70000 if pyrun.kind == "user" else 5, gid=5)
+        tag = {"SCHILY.xattr.user.x": "y", "SCHILY.xattr.security.ima": "no"}
+        _member(tar, "tagged", b"t", pax_headers=tag)
+        tag = {"SCHILY.xattr.user.x": "y"}
+        _member(tar, "link", pax_headers=tag, type=tarfile.SYMTYPE, linkname="tagged")
+        for depth in range(1, 1400, 1):
+            _member(tar, "/".join("d" * depth), type=tarfile.DIRTYPE, mode=0o755)
+    archive.chmod(0o644)
+    subprocess.run(
+        [*pyrun.command[:-1], "cowstore", "import", f"rootfs:{archive}", "odd"],
+        env=pyrun.environment, check=True, capture_output=True,
+    )  # fmt: skip
+    script = "stat -c %U:%G /nobodys; cat /link; find /d -type d | wc -l"
+    seen = [
+        pyrun(*_run(pyrun, each, "--rm", "odd", "sh", "-c", script)).stdout
+        for each in ("union", kind)
+    ]
+    lines = seen[1].splitlines()
+    assert lines[1] == "t1399" and (pyrun.kind != "user" or seen[0] == seen[1])
+    pyrun(*_run(pyrun, kind, "--name", "c", "odd", "true"))
+    pyrun("rm", "c")
+    pyrun("rmi", "odd")
+    _nothing_left(pyrun)
+
+
+def test_trees_are_swept_after_it_is_known_what_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trees/a.userdata.x").mkdir(parents=True)
+    (tmp_path / "trees/b.userdata.x").mkdir()
+    monkeypatch.setenv("PYUNION_STORE", str(tmp_path / "store"))
+
+    def used() -> list[str]:
+        assert imagetrees.lock(str(tmp_path), shared=False) < 0, "nobody takes one now"
+        return [str(tmp_path / "trees/b.userdata.x")]
+
+    monkeypatch.setattr(images, "_opened", images._Opened())
+    imagetrees.sweep(str(tmp_path), used)
+    images.opened().release()
+    assert [place.name for place in (tmp_path / "trees").iterdir()] == ["b.userdata.x"]
+    held = imagetrees.lock(str(tmp_path), shared=True)
+    imagetrees.sweep(str(tmp_path), list)
+    os.close(held)
+    images.opened().release()
+    assert (tmp_path / "trees/b.userdata.x").exists()
+
+
+def test_a_place_of_any_name_can_be_tried(tmp_path: Path) -> None:
+    plain, odd = tmp_path / "plain", tmp_path / ("a:b,c d" + "x" * 200) / ("y" * 200)
+    for place in (plain, odd):
+        place.mkdir(parents=True)
+    assert storage.try_kernel(str(odd)) == storage.try_kernel(str(plain))
 
 
 def test_without_dev_fuse_an_image_is_on_overlayfs(lacking: Pyrun) -> None:
