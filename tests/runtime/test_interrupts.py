@@ -231,6 +231,22 @@ def test_a_further_command_whose_output_nobody_reads(any_pyrun: Pyrun) -> None:
         assert process.wait(PATIENCE) == 128 + signal.SIGTERM
 
 
+def test_a_further_command_that_waits_to_be_read_ends_by_a_second_signal(any_pyrun: Pyrun) -> None:
+    any_pyrun.start("x", "sleep", "1000")
+    with subprocess.Popen(
+        [*any_pyrun.command, "exec", "x", "sh", "-c", "echo up >&2; head -c 1000000 /dev/zero"],
+        env=any_pyrun.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None and process.stderr.readline() == b"up\n"
+        end = time.monotonic() + PATIENCE
+        while process.poll() is None:
+            assert time.monotonic() < end
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        assert process.returncode == 128 + signal.SIGINT
+
+
 def _children_of(process: subprocess.Popen[bytes]) -> list[int]:
     """Once there are some."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
