@@ -234,7 +234,7 @@ def test_a_further_command_whose_output_nobody_reads(any_pyrun: Pyrun) -> None:
 def test_a_further_command_that_waits_to_be_read_ends_by_a_second_signal(any_pyrun: Pyrun) -> None:
     any_pyrun.start("x", "sleep", "1000")
     with subprocess.Popen(
-        [*any_pyrun.command, "exec", "x", "sh", "-c", "echo up >&2; exec head -c 1000000 /dev/zero"],
+        [*any_pyrun.command, "exec", "x", "sh", "-c", "echo up >&2; exec head -c 999999 /dev/zero"],
         env=any_pyrun.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     ) as process:  # fmt: skip
