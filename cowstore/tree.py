@@ -8,6 +8,7 @@ lower (Documentation/filesystems/overlayfs.rst, "Data-only lower layers").
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -222,7 +223,8 @@ class _TreeBuilder:
             if error.errno != errno.EINVAL:
                 raise
             nobody = [_NOBODY if number >= 0 else -1 for number in (uid, gid)]
-            os.chown(name, *nobody, dir_fd=fd, follow_symlinks=False)
+            with contextlib.suppress(OSError):  # there is no nobody, either: it stays ours
+                os.chown(name, *nobody, dir_fd=fd, follow_symlinks=False)
 
 
 def _names(node: Node) -> Iterator[bytes]:

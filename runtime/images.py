@@ -307,6 +307,22 @@ def _roots(store: Store) -> tuple[str, ...]:
     return tuple(holder.layout.root for holder in store.holders())
 
 
+def unknown_source(name: str) -> dict[str, Any]:
+    """What is known of a container's part in the store by nothing but its snapshot's whole name."""
+    try:
+        from cowstore.layout import default_root
+    except ImportError:
+        return {}
+    if not os.path.isdir(default_root()):
+        return {}  # looking would make it
+    with _opened as store:
+        places = [f"{found.place}" for found in store.snapshots() if found.id == name]
+    if not places:
+        return {}
+    upper, work = f"{places[0]}/upper", f"{places[0]}/work"
+    return {"snapshot": name, "upper": upper, "work": work, "storage": "kernel"}
+
+
 def remove_snapshot(name: str) -> None:
     """Give a snapshot back; one that is gone is fine."""
     from cowstore import NotFound

@@ -108,11 +108,14 @@ def _make(
     merged = store.merged(found.layers, _places())
     draft = drafts.name(place)
 
+    if os.path.lexists(draft):
+        remove_directory(draft)  # of a process that had our number
+
     def make() -> None:
         try:
             build_tree(store, merged, draft, flavour, owners=not single, lenient=True)
         except OSError as error:
-            raise RunError(f"the image cannot be laid out: {in_words(error)}", place) from None
+            raise RunError(f"{place}: the image cannot be laid out: {in_words(error)}") from None
         if durable:
             parent = os.open(os.path.dirname(place), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             syncfs(parent)

@@ -112,7 +112,8 @@ def create(
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         raise
     try:
-        locks.append(container.lock())  # until it is written down nobody removes it
+        # Until it is written down nobody removes it, and others learn who makes it.
+        locks.append(container.lock(patient=True, looking=True))
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if request.volumes_from or request.volume or request.mount or image.get("Volumes"):
             locks.append(removal.lock_volumes(root, shared=True))
@@ -265,6 +266,24 @@ def _warn(plan: Plan) -> None:
         sys.stderr.write(f"pyrun: {note}\n")
 
 
+def source_of(container: state.Container) -> images.Source:
+    """What a container's root is made of.
+
+    Raises:
+        RunError: it is not written down: yet, or any more.
+    """
+    if "source" in container.config:
+        return images.Source.from_data(container.config["source"])
+    if container.looked_into():
+        from runtime.session import in_use
+
+        raise in_use(container)
+    raise RunError(
+        f"container {container.id[: state.SHORT]}: {container.path('config.json')} cannot be read",
+        "pyrun rm removes what is left of it",
+    )
+
+
 def replan(container: state.Container, root: str, *, looking: bool = False) -> Plan:
     """The plan of a container that exists, by the facts of today.
 
@@ -273,12 +292,10 @@ def replan(container: state.Container, root: str, *, looking: bool = False) -> P
     Raises:
         RunError: it cannot be started here and now.
     """
-    if "source" not in container.config:
-        raise RunError(f"container {container.id[: state.SHORT]} was never made, or is gone")
+    source = source_of(container)
     request = stored_request(container)
     if looking:
         request = request.replace(publish=(), publish_all=False)
-    source = images.Source.from_data(container.config["source"])
     image = container.config.get("image_config") or {}
     plan, _, _ = prepare.make_plan(
         request, container, image, source, state.Containers(root), facts.ask()

@@ -100,7 +100,7 @@ def check_storage(request: RunRequest, kind: str, host: facts.HostFacts) -> None
     if kind == "union":
         return
     mode, who = _callers(request, host)
-    if ids.plan_ids(mode, who).view_uids:
+    if mode.startswith("auto") or ids.plan_ids(mode, who).view_uids:
         raise RunError(
             f"--storage {kind} cannot translate ids for --userns {request.userns}",
             "--storage union can; pyrun info says what is used here, and why",
@@ -214,7 +214,9 @@ def _root_plan(
     request: RunRequest, container: state.Container, source: images.Source, plan: ids.IdPlan,
     host: facts.HostFacts,
 ) -> tuple[RootPlan, ids.IdPlan]:  # fmt: skip
-    made_with = source.storage or ("union" if source.view else request.storage)
+    made_with = source.storage or request.storage
+    if not source.storage and made_with == "auto":  # of an earlier version
+        made_with = "union" if source.view or not host.fuse else "kernel"
     kind = storage.choose(made_with, host, container.root)
     if kind == "copy":
         source = source.replace(lowers=(source.upper,), upper="", work="")

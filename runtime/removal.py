@@ -54,8 +54,10 @@ def finish(gone: state.Container, *, volumes: bool = False) -> None:
     Its directory goes last, because that tells what else there is. Several may be at it.
     """
     source = gone.config.get("source")
-    if source is None:  # it was cut off before it was written down, and has what is called so
-        source = {"snapshot": gone.id.removesuffix(state.GONE)[:32]}
+    if source is None:  # it was cut off before it was written down, or is damaged
+        from runtime import images
+
+        source = images.unknown_source(gone.id.removesuffix(state.GONE)[:32])
     give_back(source)
     if volumes:
         remove_anonymous_volumes(gone)
@@ -169,18 +171,30 @@ def sweep(root: str, *, patient: bool = False) -> None:
 def _remove_unfinished(root: str) -> None:
     """Remove containers whose making was cut off: who makes one has its lock."""
     for container in state.Containers(root).all():
-        if os.path.exists(container.path("config.json")) or not drafts.is_old(container.directory):
+        if not drafts.is_old(container.directory) or not _is_unwritten(container):
             continue
         try:
             lock = container.lock()
         except (BlockingIOError, FileNotFoundError):
             continue
         try:
-            remove_files(container)
+            if _is_unwritten(container):  # not while we waited, either
+                remove_files(container)
         except (UserError, OSError):
             pass  # the next command tries again
         finally:
             os.close(lock)
+
+
+def _is_unwritten(container: state.Container) -> bool:
+    """Whether there is no config.json, and not only none that can be read."""
+    try:
+        os.stat(container.path("config.json"))
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _dead(root: str) -> Iterator[state.Container]:
@@ -212,7 +226,7 @@ def end_dead(root: str) -> None:
 def _finish_removals(root: str, patient: bool) -> None:
     """Bring removals that were cut off to their end; a living supervisor does so itself."""
     for name in drafts.listed(f"{root}/containers"):
-        if not name.endswith(state.GONE):
+        if not name.endswith(state.GONE) or not state.is_id(name.removesuffix(state.GONE)):
             continue
         gone = state.Container(root, name)
         if patient:

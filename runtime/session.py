@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 def in_use(container: state.Container) -> RunError:
     """What to say of a container whose lock somebody has."""
     reader = container.looked_into()
+    if reader and container.config.get("broken"):
+        return RunError(
+            f"container {container.name} is just being made by process {reader}",
+            "wait for it, or: pyrun rm --force",
+        )
     if reader:
         return RunError(
             f"container {container.name}: its files are being copied by process {reader}",

@@ -280,6 +280,11 @@ class Container:
         return self._holder() or 0
 
 
+def is_id(text: str) -> bool:
+    """Whether that is what ``new_id`` gives."""
+    return len(text) == 2 * _ID_BYTES and not set(text) - set("0123456789abcdef")
+
+
 def new_id() -> str:
     """64 hex digits."""
     return os.urandom(_ID_BYTES).hex()

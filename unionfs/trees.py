@@ -67,9 +67,12 @@ def _remove(dir_fd: int, name: str, leave: bool) -> int:
         if not _unlink(dir_fd, name):
             try:
                 os.rmdir(name, dir_fd=dir_fd)
-            except FileNotFoundError:
-                raise
-            except OSError:
+            except OSError as error:
+                if error.errno in (
+                    errno.ENOENT,
+                    errno.EBUSY,
+                ):  # gone, or a mount point
+                    raise
                 return _open(dir_fd, name)
     except FileNotFoundError:
         pass

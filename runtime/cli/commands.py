@@ -344,6 +344,7 @@ def _restart(options: Options, rest: list[str], root: str) -> int:
         if (container.config.get("request") or {}).get("rm"):
             raise RunError(f"container {container.name} is removed when it ends (--rm)")
         stop_one(container, timeout)
+        container = state.Container(container.root, container.id)  # it may have been made meanwhile
         start_one(container, root, False, {})
 
     return _each({}, rest, root, "restart CONTAINER", act)
@@ -399,8 +400,6 @@ def remove_one(container: state.Container, options: Options) -> None:
     """
     if container.supervised():
         if not options.get("force"):
-            if container.config.get("broken"):
-                raise RunError(f"container {container.name} is just being made", "pyrun ps -a")
             raise RunError(
                 f"container {container.name} is running", "stop it first, or: pyrun rm --force"
             )

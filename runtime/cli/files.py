@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 
-from runtime import images, jsonio, prepare, state, userns
+from runtime import images, jsonio, lifecycle, prepare, state, userns
 from runtime.cli.output import show
 from runtime.errors import RunError
 from runtime.session import Session
@@ -113,6 +113,8 @@ def _unpack(stream: IO[bytes], target: str, module: Any, *, owners: bool) -> Non
                 if member.isfifo() or member.isdev():
                     sys.stderr.write(f"pyrun: {printable(member.name)}: not a file, left out\n")
                 _check_replaceable(os.path.join(target, member.name), member)
+                if member.islnk() and not _make_room(member, target):
+                    continue
                 archive.extract(member, target, set_attrs=True, numeric_owner=owners)
     except module.FilterError as error:
         raise RunError(f"refused: {error}") from None
@@ -121,17 +123,19 @@ def _unpack(stream: IO[bytes], target: str, module: Any, *, owners: bool) -> Non
 
 
 def _check_replaceable(path: str, member: tarfile.TarInfo) -> None:
-    """A file takes the place of a file or a link: a device would get its mode.
+    """Files and links take the place of such alone: a device would get their mode, or go.
 
     Raises:
         RunError: something else is there.
     """
+    if member.isdir():
+        return
     try:
-        mode = os.stat(path).st_mode
+        mode = (os.stat if member.isreg() else os.lstat)(path).st_mode
     except OSError:
         return
-    if member.isreg() and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise RunError(f"{path}: not a regular file", "pyrun cp CONTAINER:PATH - | tar xO > FILE")
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+        raise RunError(f"{path}: neither a file nor a directory, and left as it is")
 
 
 def _as_ours(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
@@ -204,6 +208,7 @@ def _copy_in(session: Session, source: str, target: str, module: Any) -> None:
                         member.name = _renamed(member.name, wanted)
                         if member.islnk():
                             member.linkname = _renamed(member.linkname, wanted)
+                    _check_replaceable(os.path.join(place, member.name), member)
                     if member.islnk() and not _make_room(member, place):
                         continue
                     archive.extract(member, place, numeric_owner=True)
@@ -302,7 +307,7 @@ def _compared(container: state.Container) -> images.Source:
     Raises:
         RunError: it has a copy of everything, which tells no more what it was.
     """
-    source = images.Source.from_data(container.config["source"])
+    source = lifecycle.source_of(container)
     if source.storage == "copy":
         raise RunError(
             "this container has a copy of everything, and what changed in it is not known",

@@ -270,11 +270,43 @@ def test_nobody_removes_a_container_that_is_being_made(
     ) as process:
         with gate.open("w") as writer:  # which waits until it is read
             pyrun("system", "prune", "--force")
-            refused = pyrun("rm", "c", code=None)
-            assert refused.returncode and "is just being made" in refused.stderr
+            for words in (("rm", "c"), ("start", "c"), ("restart", "c"), ("diff", "c")):
+                refused = pyrun(*words, code=None)
+                assert refused.returncode and "is just being made" in refused.stderr, words
             writer.write("a=b\n")
         assert process.communicate()[0] == b"theirs\n"
     assert process.returncode == 0
+
+
+def test_rm_by_force_ends_who_makes_a_container(
+    pyrun: Pyrun, odd: str, kind: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    gate.chmod(0o666)
+    words = _run(pyrun, kind, "--name", "c", "--env-file", str(gate), odd, "true")
+    with subprocess.Popen([*pyrun.command, *words], env=pyrun.environment) as process:
+        with gate.open("w"):
+            pyrun("rm", "--force", "c")
+        assert process.wait(60) == 128 + signal.SIGTERM
+    pyrun("rmi", odd)
+    _nothing_left(pyrun)
+
+
+def test_a_damaged_container_goes_with_its_snapshot(pyrun: Pyrun, odd: str, kind: str) -> None:
+    owner = "" if pyrun.kind == "single" else "chown -R 33 /new; "
+    script = f"mkdir -p /new/of; echo >/new/of/file; {owner}chmod 700 /new/of"
+    pyrun(*_run(pyrun, kind, "--name", "c", odd, "sh", "-c", script))
+    (place,) = (pyrun.place / "pyrun/containers").iterdir()
+    (place / "config.json").write_text("{")
+    for words in (("start", "c"), ("diff", "c"), ("export", "c"), ("commit", "c", "x")):
+        refused = pyrun(*words, code=None)
+        assert refused.returncode and "Traceback" not in refused.stderr, words
+    os.utime(place, (time.time() - 600,) * 2)
+    assert place.name[:12] in pyrun("ps", "-aq").stdout, "what can be mended is not swept"
+    pyrun("rm", "c")
+    pyrun("rmi", odd)
+    _nothing_left(pyrun)
 
 
 def test_a_making_that_was_cut_off_leaves_nothing_for_long(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
+from pathlib import Path
 
 from runtime.state import Containers, start_time
 from tests.runtime.conftest import Pyrun
@@ -64,3 +66,43 @@ def test_a_number_that_was_given_out_again_is_nobody_who_looks(any_pyrun: Pyrun)
     assert container.looked_into() == 0
     os.close(lock)
     assert not container.supervised()
+
+
+def test_cp_leaves_alone_what_is_no_file(any_pyrun: Pyrun, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    pipe.chmod(0o666)
+    mine = tmp_path / "mine"
+    mine.write_text("x")
+    mine.chmod(0o604)
+    out = tmp_path / "out"
+    out.mkdir(mode=0o777)
+    out.chmod(0o777)
+    os.mkfifo(out / "link")
+    any_pyrun.start(
+        "c", "sh", "-c", "ln -s /etc/passwd /root/link; exec sleep 1000",
+        options=("-v", f"{pipe}:/dev/mine"),
+    )  # fmt: skip
+    any_pyrun("exec", "c", "sh", "-c", "until [ -h /root/link ]; do :; done")
+    before = os.stat(pipe)
+    for source, target in (
+        (str(mine), "c:/dev/mine"),
+        ("c:/etc/passwd", str(pipe)),
+        ("c:/root/link", str(out / "link")),
+        ("c:/root/.", str(out)),
+    ):
+        done = any_pyrun("cp", source, target, code=None)
+        assert done.returncode == 1 and "neither a file nor a directory" in done.stderr, source
+    assert os.stat(pipe) == before and stat.S_ISFIFO(os.lstat(out / "link").st_mode)
+
+
+def test_cp_of_hard_links_can_be_repeated(any_pyrun: Pyrun, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    script = "mkdir /root/d; echo x >/root/d/a; ln /root/d/a /root/d/b; exec sleep 1000"
+    any_pyrun.start("c", "sh", "-c", script)
+    any_pyrun("exec", "c", "sh", "-c", "until [ -e /root/d/b ]; do :; done")
+    for _ in range(2):
+        any_pyrun("cp", "c:/root/d", str(out))
+        assert (out / "d/a").stat().st_ino == (out / "d/b").stat().st_ino
