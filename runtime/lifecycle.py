@@ -14,6 +14,7 @@ from unionfs.errors import UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from runtime.launch import Intermediate
@@ -169,6 +170,8 @@ def create(
         )
         container.save_state(status="created", name=container.config["name"])
         state.record_event(root, "container", "create", container)
+        made = Created(container, plan, [held] if held >= 0 else [], begun)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     except BaseException:
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         if begun is not None:
@@ -179,12 +182,22 @@ def create(
             removal.forget(container, source.to_data() if source is not None else {})
         except UserError:
             pass  # what has come first is told
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         raise
     finally:
         for fd in locks:
             os.close(fd)
+    return _handed_over(made, blocked)
+
+
+def _handed_over(made: Created, blocked: Iterable[int]) -> Created:
+    """The same, once signals interrupt again: by one that has come it is taken back."""
+    try:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    return Created(container, plan, [held] if held >= 0 else [], begun)
+    except BaseException:
+        made.take_back()
+        raise
+    return made
 
 
 def _begin(
