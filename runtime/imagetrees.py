@@ -19,6 +19,7 @@ from runtime import drafts, images, prepare
 from runtime.errors import RunError
 from runtime.removal import remove_directory
 from runtime.userns import run_mapped
+from unionfs import formats
 from unionfs.errors import in_words
 
 TYPE_CHECKING = False
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 #: The first kernel in which marks of users lead to data-only lowers.
 _USERS_DATA_ONLY = (6, 16)
-_OVERRIDE = "user.containers.override_stat"
 
 
 def lock(root: str, *, shared: bool) -> int:
@@ -142,25 +142,20 @@ def _places() -> list[Entry]:
 def _dress(upper: str, place: str) -> None:
     """Give an upper the owner and mode of the tree's root: they are what overlayfs shows."""
     try:
-        os.removexattr(upper, _OVERRIDE)
+        os.removexattr(upper, formats.OVERRIDE_STAT)
     except OSError:
         pass  # it has none
-    like = os.stat(place)
 
     def dress() -> None:
+        like = os.stat(place)
         os.chown(upper, like.st_uid, like.st_gid)
         os.chmod(upper, stat.S_IMODE(like.st_mode))
 
-    if (like.st_uid, like.st_gid) == (os.geteuid(), os.getegid()):
+    owner = os.stat(place)
+    if (owner.st_uid, owner.st_gid) == (os.geteuid(), os.getegid()):
         dress()
-        return
-
-    def mapped() -> None:
-        nonlocal like
-        like = os.stat(place)  # as it is in there
-        dress()
-
-    run_mapped(mapped)
+    else:
+        run_mapped(dress)
 
 
 def sweep(root: str, used: Callable[[], Iterable[str]]) -> None:

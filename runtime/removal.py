@@ -15,7 +15,7 @@ from unionfs.trees import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 
@@ -170,20 +170,16 @@ def sweep(root: str, *, patient: bool = False) -> None:
 
 def _remove_unfinished(root: str) -> None:
     """Remove containers whose making was cut off: who makes one has its lock."""
-    for container in state.Containers(root).all():
-        if not drafts.is_old(container.directory) or not _is_unwritten(container):
-            continue
+    names = filter(state.is_id, drafts.listed(f"{root}/containers"))
+    made = (state.Container(root, name) for name in names)
+    cut_off = (one for one in made if drafts.is_old(one.directory) and _is_unwritten(one))
+    for container in _locked(cut_off):
+        if not _is_unwritten(container):
+            continue  # it has been written down before we had the lock
         try:
-            lock = container.lock()
-        except (BlockingIOError, FileNotFoundError):
-            continue
-        try:
-            if _is_unwritten(container):  # not while we waited, either
-                remove_files(container)
+            remove_files(container)
         except (UserError, OSError):
             pass  # the next command tries again
-        finally:
-            os.close(lock)
 
 
 def _is_unwritten(container: state.Container) -> bool:
@@ -205,8 +201,13 @@ def _dead(root: str) -> Iterator[state.Container]:
                 said = jsonio.loads(file.read()).get("status")
         except (OSError, ValueError):
             continue
-        if said not in ("running", "paused", "starting", "restarting"):
-            continue
+        if said in ("running", "paused", "starting", "restarting"):
+            yield from _locked([container])
+
+
+def _locked(containers: Iterable[state.Container]) -> Iterator[state.Container]:
+    """Those that nobody else has; each is locked while the caller has it."""
+    for container in containers:
         try:
             lock = container.lock()
         except (BlockingIOError, FileNotFoundError):

@@ -10,12 +10,11 @@ import os
 
 from runtime.errors import RunError
 from runtime.sys import calls
+from unionfs import formats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.plan import Plan
-
-_OVERRIDE = "user.containers.override_stat"
 
 
 def in_memory(plan: Plan) -> Plan:
@@ -27,7 +26,7 @@ def in_memory(plan: Plan) -> Plan:
     place = plan.root.upper
     like = os.stat(place)
     try:
-        override = os.getxattr(place, _OVERRIDE)
+        override = os.getxattr(place, formats.OVERRIDE_STAT)
     except OSError:
         override = b""
     size = b"%d" % plan.root.memory
@@ -40,7 +39,7 @@ def in_memory(plan: Plan) -> Plan:
             os.mkdir(f"{place}/{name}", 0o755)
         os.chmod(f"{place}/upper", like.st_mode & 0o7777)
         if override:
-            os.setxattr(f"{place}/upper", _OVERRIDE, override)
+            os.setxattr(f"{place}/upper", formats.OVERRIDE_STAT, override)
         os.close(tree)
     except OSError as error:
         raise RunError(

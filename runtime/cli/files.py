@@ -7,10 +7,11 @@ import stat
 import sys
 
 from runtime import images, jsonio, lifecycle, prepare, state, userns
+from runtime.channel import pair, raise_if_error
 from runtime.cli.output import show
 from runtime.errors import RunError
 from runtime.session import Session
-from unionfs.errors import UserError, in_words, printable
+from unionfs.errors import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -322,35 +323,36 @@ def _as_owner(work: Callable[[], str]) -> str:
     Raises:
         RunError: what it raised.
     """
+    ours, theirs = pair()
     read, write = os.pipe2(os.O_CLOEXEC)
 
     def answer() -> None:
-        text = "=" + work()
+        text = work()
         images.release()
         with open(write, "wb", closefd=False) as out:
             out.write(text.encode())
 
     pid = os.fork()
     if pid == 0:
-        code = 1
         try:
+            ours.close()
             os.close(read)
             userns.run_mapped(answer)
-            code = 0
-        except UserError as error:
-            os.write(write, f"E{error}\n{error.hint}".encode(errors="replace"))
-        except OSError as error:
-            os.write(write, f"E{in_words(error)}\n".encode(errors="replace"))
+        except BaseException as error:
+            theirs.send_error(error)
         finally:
-            os._exit(code)
+            os._exit(0)
+    theirs.close()
     os.close(write)
     with open(read, "rb") as stream:
-        said = stream.read().decode(errors="replace")
+        text = stream.read().decode(errors="replace")
+    message, _ = ours.receive()
+    ours.close()
     os.waitpid(pid, 0)
-    if not said.startswith("="):
-        text, _, hint = said[1:].rpartition("\n")
-        raise RunError(text or "the changes cannot be read", hint)
-    return said[1:]
+    raise_if_error(message)
+    if not text:
+        raise RunError("the changes cannot be read")
+    return text
 
 
 def _changes(source: images.Source, image: str, root: str) -> list[dict[str, str]]:

@@ -95,6 +95,15 @@ def kind(request: pytest.FixtureRequest, pyrun: Pyrun) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """An environment file, read when the rest is there: until it is written, one is being made."""
+    place = tmp_path / "gate"
+    os.mkfifo(place)
+    place.chmod(0o666)
+    return place
+
+
 def _nothing_left(caller: Pyrun) -> None:
     for place in ("pyrun/containers", "pyrun/trees", "pyrun/names", "store/snapshots",
                   "store/trash", "store/tmp"):  # fmt: skip
@@ -258,12 +267,8 @@ def test_devices_of_an_image_are_of_no_use(root_pyrun: Pyrun, tmp_path: Path, ki
 
 
 def test_nobody_removes_a_container_that_is_being_made(
-    pyrun: Pyrun, odd: str, kind: str, tmp_path: Path
+    pyrun: Pyrun, odd: str, kind: str, gate: Path
 ) -> None:
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
-    gate.chmod(0o666)
-    # An environment file is read when the rest is there: until somebody writes, it is being made.
     words = _run(pyrun, kind, "--name", "c", "--env-file", str(gate), odd, "cat", "/srv/again")
     with subprocess.Popen(
         [*pyrun.command, *words], env=pyrun.environment, stdout=subprocess.PIPE
@@ -279,11 +284,8 @@ def test_nobody_removes_a_container_that_is_being_made(
 
 
 def test_rm_by_force_ends_who_makes_a_container(
-    pyrun: Pyrun, odd: str, kind: str, tmp_path: Path
+    pyrun: Pyrun, odd: str, kind: str, gate: Path
 ) -> None:
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
-    gate.chmod(0o666)
     words = _run(pyrun, kind, "--name", "c", "--env-file", str(gate), odd, "true")
     with subprocess.Popen([*pyrun.command, *words], env=pyrun.environment) as process:
         with gate.open("w"):
@@ -310,11 +312,8 @@ def test_a_damaged_container_goes_with_its_snapshot(pyrun: Pyrun, odd: str, kind
 
 
 def test_a_making_that_was_cut_off_leaves_nothing_for_long(
-    pyrun: Pyrun, odd: str, kind: str, tmp_path: Path
+    pyrun: Pyrun, odd: str, kind: str, gate: Path
 ) -> None:
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
-    gate.chmod(0o666)
     words = list(_run(pyrun, kind, "--env-file", str(gate), odd, "true"))
     words[0] = "create"
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
